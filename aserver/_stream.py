@@ -1,0 +1,561 @@
+"""The Stream: one connection as a handler sees it, buffered receiving and corked sending on a socket of our own.
+
+What bytes are waiting lives in `_buffer`, when the socket is ready in `_readiness`; here is what happens in between:
+order, bounds, who may wait, and what a broken, closed or half-closed connection answers. No policy of the server
+(permits, hooks, shutdown) lives here. The server makes streams; handlers and anyio's own wrappers use them.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+
+from ._buffer import ReceiveBuffer
+from ._endpoints import peer_text
+from ._errors import BufferedDataError
+from ._limits import Limits
+from ._readiness import Loop, Task
+
+__all__ = ["PeerCredentials", "Stream"]
+
+#: Most bytes that are read ahead of the handler; then the socket is left alone and TCP pushes back. Also the size of
+#: one read: larger ones (asyncio: 256 KiB) make malloc map and unmap pages each time.
+READ_AHEAD = 64 * 1024
+#: Corked replies are handed to the kernel when they pass this, however much input waits. asyncio's high-water mark.
+CORK_SIZE = 64 * 1024
+#: Messages a handler may take without once waiting before it lets the others run: about 100 µs of work.
+YIELD_EVERY = 64
+
+
+class PeerCredentials(NamedTuple):
+    """Who is at the other end of a Unix socket, as the kernel saw it when the peer connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Stream(ByteStream):
+    """A connection: bytes in order, in both directions.
+
+    It is an `anyio.abc.ByteStream`, so that what is written for anyio (``TextReceiveStream``, ``BufferedByteStream``,
+    ``TLSStream.wrap``) works on it, with messages and lines beside. One task may receive while another sends; two that
+    do the same at once is `anyio.BusyResourceError`. Not thread-safe: use it in the loop that serves it.
+
+    Cancellation: a cancelled receive loses nothing, the next one gets the bytes. A `send` that is cancelled while it
+    waits leaves the stream broken, since nobody can tell how much of it the peer got.
+
+    Attributes:
+        peer: the peer's address as ``accept()`` gave it: ``(host, port)``, with flow and scope for IPv6; for Unix
+            sockets the path of a bound client, else ``""``.
+        draining: True once the server is stopping: finish what is under way, begin nothing new.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_buffer",
+        "_capacity",
+        "_closed",
+        "_drained",
+        "_eof",
+        "_failure",
+        "_flush_armed",
+        "_flusher",
+        "_limits",
+        "_loop",
+        "_outgoing",
+        "_outgoing_size",
+        "_receiving",
+        "_sendable",
+        "_sending",
+        "_sock",
+        "_streak",
+        "_watch",
+        "draining",
+        "peer",
+    )
+
+    def __init__(self, sock: socket.socket, peer: Any, loop: Loop, limits: Limits) -> None:
+        self.peer = peer
+        self.draining = False
+        self._sock = sock
+        self._loop = loop
+        self._limits = limits
+        self._watch = loop.watch(sock, self._fill)
+        self._closed = False
+        self._failure: BaseException | None = None
+        # Receiving
+        self._buffer = ReceiveBuffer()
+        self._capacity = READ_AHEAD
+        self._eof = False
+        self._receiving = False
+        self._streak = 0
+        self._asked = False  # input was taken since the last output: a request may be half-way
+        # Sending
+        self._sendable = True  # open, whole, not half-closed and nobody sending: what send() asks first, in one look
+        self._sending = False
+        self._outgoing: list[bytes | memoryview] = []
+        self._outgoing_size = 0
+        self._flush_armed = False
+        self._flusher: Task | None = None
+        self._drained: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "broken" if self._failure else "ended" if self._eof else "open"
+        return f"<Stream {peer_text(self.peer)} {state} unread={self._buffer.size} unsent={self._outgoing_size}>"
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    async def receive(self, max_bytes: int = READ_AHEAD) -> bytes:
+        """Return what is there, at least one and at most *max_bytes* bytes, waiting for the first one.
+
+        Raises:
+            anyio.EndOfStream: the peer has ended its side, or the server is draining and nothing came.
+            anyio.BrokenResourceError: the connection was lost.
+            anyio.ClosedResourceError: this stream is closed.
+            anyio.BusyResourceError: another task is receiving.
+            ValueError: *max_bytes* is less than 1.
+        """
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes!r}; it must be at least 1")
+        self._check_receivable()
+        while not self._buffer.size:
+            if not await self._more(0):
+                raise anyio.EndOfStream
+        return await self._taken(self._buffer.take(max_bytes))
+
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Return exactly *nbytes* bytes.
+
+        Raises:
+            anyio.IncompleteRead: the peer ended its side before; what came is kept and can be received.
+            ValueError: *nbytes* is negative or above ``Limits.max_exact_size``; nothing is waited for or allocated.
+
+        and what `receive` raises of a lost, closed or busy stream.
+        """
+        if not 0 <= nbytes <= self._limits.max_exact_size:
+            raise ValueError(
+                f"receive_exactly({nbytes!r}) is outside 0 to {self._limits.max_exact_size} bytes; "
+                "raise Limits.max_exact_size if messages may be that large"
+            )
+        self._check_receivable()
+        while self._buffer.size < nbytes:
+            if not await self._more(nbytes):
+                raise anyio.IncompleteRead
+        return await self._taken(self._buffer.take(nbytes))
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int | None = None) -> bytes:
+        """Return the bytes up to *delimiter*, which is taken too but not returned.
+
+        Args:
+            delimiter: what ends the message; at least one byte.
+            max_bytes: most bytes of the message with its delimiter; by default ``Limits.max_line_size``.
+
+        Raises:
+            anyio.DelimiterNotFound: the message is longer than *max_bytes*; its bytes are kept and can be received.
+            anyio.IncompleteRead: the peer ended its side before the delimiter; what came is kept.
+
+        and what `receive` raises of a lost, closed or busy stream.
+        """
+        if not delimiter:
+            raise ValueError("the delimiter is empty; it must have at least one byte")
+        limit = self._limits.max_line_size if max_bytes is None else max_bytes
+        self._check_receivable()
+        while (message := self._buffer.take_until(delimiter, limit)) is None:
+            if not await self._more(limit):
+                raise anyio.IncompleteRead
+        return await self._taken(message[: -len(delimiter)])
+
+    async def receive_all(self) -> bytes:
+        """Return everything up to the end of the stream.
+
+        Raises:
+            anyio.DelimiterNotFound: more than ``Limits.max_exact_size`` bytes came before the end; they are kept.
+
+        and what `receive` raises of a lost, closed or busy stream.
+        """
+        limit = self._limits.max_exact_size
+        self._check_receivable()
+        while await self._more(limit + 1):
+            if self._buffer.size > limit:
+                raise anyio.DelimiterNotFound(limit)
+        return await self._taken(self._buffer.take(self._buffer.size))
+
+    async def readline(self, limit: int | None = None) -> bytes:
+        """Return the next line with its ``\\n``; at the end what is left without one, then ``b""``, like a file.
+
+        Args:
+            limit: most bytes of the line with its end; by default ``Limits.max_line_size``.
+
+        Raises:
+            anyio.DelimiterNotFound: the line is longer than *limit*; its bytes are kept and can be received.
+
+        and what `receive` raises of a lost, closed or busy stream.
+        """
+        if limit is None:
+            limit = self._limits.max_line_size
+        if self._receiving or self._closed:
+            self._check_receivable()
+        while (line := self._buffer.take_until(b"\n", limit)) is None:
+            if not await self._more(limit):
+                return self._buffer.take(self._buffer.size)
+        self._asked = True
+        self._streak += 1
+        if self._streak >= YIELD_EVERY:
+            await self._yield()
+        return line
+
+    def __aiter__(self) -> Stream:
+        """Iterate over lines, until the peer ends its side (anyio's streams iterate over chunks, which lines are)."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        line = await self.readline()
+        if line:
+            return line
+        raise StopAsyncIteration
+
+    async def _taken(self, message: bytes) -> bytes:
+        self._asked = True
+        self._streak += 1
+        if self._streak >= YIELD_EVERY:
+            await self._yield()
+        return message
+
+    async def _yield(self) -> None:
+        self._streak = 0
+        self._receiving = True
+        try:
+            await anyio.sleep(0)
+        finally:
+            self._receiving = False
+
+    async def _more(self, need: int) -> bool:
+        """Wait until there may be more input; the one place where receiving waits. False at the end of the stream.
+
+        Args:
+            need: bytes that the buffer must be able to hold.
+        """
+        self._receiving = True
+        try:
+            if self._outgoing:
+                await self.flush()
+            if self._failure is not None:
+                raise anyio.BrokenResourceError from self._failure
+            if self._eof:
+                return False
+            self._capacity = need if need > READ_AHEAD else READ_AHEAD
+            if not self._watch.feeding:
+                before = self._buffer.size
+                self._fill()
+                if self._buffer.size > before:
+                    return True
+            if self.draining:
+                self._end_if_idle()
+            if not self._eof and self._failure is None:
+                self._streak = 0
+                await self._watch.wait_readable()
+        finally:
+            self._receiving = False
+        if self._closed:
+            raise anyio.ClosedResourceError
+        return True
+
+    def _fill(self) -> bool:
+        """Read once, without waiting; whether there is room for more. What goes wrong is told at the next receive."""
+        buffer = self._buffer
+        room = self._capacity - buffer.size
+        try:
+            chunk = self._sock.recv(room if room < READ_AHEAD else READ_AHEAD)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError as exc:
+            self._fail(exc)
+            return False
+        if not chunk:
+            self._eof = True
+            return False
+        buffer.feed(chunk)
+        return buffer.size < self._capacity
+
+    def _check_receivable(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._receiving:
+            raise anyio.BusyResourceError("receiving from")
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        """Hand *item* to the kernel, waiting while its buffer is full; so there is nothing to drain and nothing grows.
+
+        The one exception is a peer that pipelines: while input is unread in our buffer, replies are collected and go
+        out together, before the next wait for input, at 64 KiB, at `flush`, at the end, and in any case at the next
+        turn of the loop. An error of those surfaces at the next send, flush or receive.
+
+        Raises:
+            anyio.BrokenResourceError: the connection was lost, or an earlier send was cancelled half-way.
+            anyio.ClosedResourceError: this stream is closed, or `send_eof` was called.
+            anyio.BusyResourceError: another task is sending.
+        """
+        if not self._sendable:
+            self._refuse_to_send()
+        if type(item) is not bytes:
+            item = memoryview(item).cast("B")
+        self._asked = False
+        if self._outgoing or self._buffer.size:
+            self._outgoing.append(bytes(item))  # the caller may change a bytearray as soon as we return
+            self._outgoing_size += len(item)
+            if self._buffer.size and self._outgoing_size < CORK_SIZE:
+                if not self._flush_armed:
+                    self._flush_armed = True
+                    self._loop.call_soon(self._flush_soon)
+                return
+            if self._push():
+                return
+        else:
+            try:
+                sent = self._sock.send(item)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as exc:
+                self._fail(exc)
+                raise anyio.BrokenResourceError from exc
+            if sent == len(item):
+                return
+            self._outgoing.append(memoryview(item)[sent:])
+            self._outgoing_size = len(item) - sent
+        await self._send_rest()
+
+    async def _send_rest(self) -> None:
+        self._sending = True
+        self._sendable = False
+        try:
+            await self._drain()
+        except BaseException as exc:
+            self._fail(exc)  # cancelled half-way, if not lost or closed
+            raise
+        finally:
+            self._sending = False
+        self._sendable = self._failure is None and not self._closed
+
+    async def flush(self) -> None:
+        """Hand everything that was sent to the kernel, waiting while its buffer is full.
+
+        A cancelled flush loses nothing: the rest goes out later. Raises what `send` raises of a lost or closed stream.
+        """
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._failure is not None:
+            raise anyio.BrokenResourceError from self._failure
+        if self._outgoing and not self._push():
+            await self._drain()
+
+    async def send_eof(self) -> None:
+        """Tell the peer that nothing more will come (half-close); receiving goes on.
+
+        Raises what `flush` raises. To send afterwards is `anyio.ClosedResourceError`; to call it again does nothing.
+        """
+        if self._sending:
+            raise anyio.BusyResourceError("sending to")
+        await self.flush()
+        self._sendable = False
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:  # ENOTCONN: the peer has reset meanwhile
+            self._fail(exc)
+            raise anyio.BrokenResourceError from exc
+
+    def _refuse_to_send(self) -> NoReturn:
+        if self._sending:
+            raise anyio.BusyResourceError("sending to")
+        if self._failure is not None and not self._closed:
+            raise anyio.BrokenResourceError from self._failure
+        raise anyio.ClosedResourceError  # closed, or send_eof() was called
+
+    def _push(self) -> bool:
+        """Hand the kernel as much of the queue as it takes, without waiting; whether that was all."""
+        outgoing = self._outgoing
+        data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as exc:
+            self._fail(exc)
+            raise anyio.BrokenResourceError from exc
+        if sent == len(data):
+            outgoing.clear()
+            self._outgoing_size = 0
+            return True
+        outgoing[:] = [memoryview(data)[sent:]]
+        self._outgoing_size = len(data) - sent
+        return False
+
+    async def _drain(self) -> None:
+        """Wait until the queue is with the kernel. One task at a time writes; the others wait for it."""
+        while self._outgoing:
+            if self._drained is not None:
+                await self._drained.wait()
+            else:
+                self._drained = drained = anyio.Event()
+                try:
+                    await self._watch.wait_writable()
+                    if not self._closed and self._outgoing:
+                        self._push()
+                finally:
+                    self._drained = None
+                    drained.set()
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if self._failure is not None:
+                raise anyio.BrokenResourceError from self._failure
+
+    def _flush_soon(self) -> None:
+        """What was corked goes out at the next turn of the loop, whatever the handler does."""
+        self._flush_armed = False
+        if not self._outgoing or self._closed or self._failure is not None or self._drained is not None:
+            return
+        try:
+            complete = self._push()
+        except anyio.BrokenResourceError:
+            return  # the next send, flush or receive says so
+        if not complete:
+            self._flusher = self._loop.spawn(self._flush_in_background)
+
+    async def _flush_in_background(self) -> None:
+        try:
+            await self._drain()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass  # the next send, flush or receive says so
+        finally:
+            self._flusher = None
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Send what is unsent and close. Never fails: where the peer is gone there is nothing left to do."""
+        try:
+            if self._outgoing and not self._closed:
+                await self.flush()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass  # gone, or closed by somebody else meanwhile: in both cases what we came for
+        finally:
+            self.close_now()
+
+    def close_now(self) -> None:
+        """Close without waiting; unsent bytes go as far as the kernel takes them at once. Safe to call again."""
+        if self._closed:
+            return
+        if self._outgoing and self._failure is None:
+            try:
+                self._push()
+            except anyio.BrokenResourceError:
+                pass  # closing is all that is left
+        self._leave_socket()
+        self._sock.close()
+
+    def abort(self) -> None:
+        """Close at once with a reset: the peer sees an error, and unsent bytes are thrown away."""
+        if self._closed:
+            return
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # reset by the peer already
+        self._leave_socket()
+        self._sock.close()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away: non-blocking, open, no longer watched; this stream is closed afterwards.
+
+        Who takes it closes it. The connection counts as open until its handler returns.
+
+        Raises:
+            aserver.BufferedDataError: received or unsent bytes are buffered, which would be lost.
+            anyio.BusyResourceError: a task is receiving or sending.
+            anyio.ClosedResourceError: this stream is closed.
+        """
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._receiving or self._sending:
+            raise anyio.BusyResourceError("using")
+        if self._buffer.size or self._outgoing:
+            raise BufferedDataError(self._buffer.size, self._outgoing_size)
+        self._leave_socket()
+        return self._sock
+
+    def _leave_socket(self) -> None:
+        self._closed = True
+        self._sendable = False
+        self._outgoing.clear()
+        self._watch.close()
+
+    def _fail(self, cause: BaseException) -> None:
+        if self._failure is None and not self._closed:
+            # Without its traceback, whose frames lead back to this stream: a cycle for each client that resets.
+            self._failure = cause.with_traceback(None) if isinstance(cause, OSError) else RuntimeError(
+                "a send was cancelled half-way"
+            )
+        self._sendable = False
+
+    # -- told by the server --------------------------------------------------------------------------------------------
+
+    def begin_draining(self) -> None:
+        """Set `draining`, and end the input of a connection that is between two requests."""
+        self.draining = True
+        if self._receiving and not self._closed:
+            if not self._asked and not self._buffer.size:
+                self._fill()  # what the peer sent before this moment is still served
+            self._end_if_idle()
+            self._watch.wake()
+
+    def end_input(self) -> None:
+        """End the input of a connection that waits with nothing half-received, also if a request may be half-way."""
+        self._asked = False
+        self.begin_draining()
+
+    def _end_if_idle(self) -> None:
+        if not self._asked and not self._buffer.size:
+            self._eof = True
+
+    # -- what can be asked ---------------------------------------------------------------------------------------------
+
+    @property
+    def local_address(self) -> Any:
+        """The address that the peer connected to, as ``getsockname()`` gives it."""
+        self._check_open()
+        return self._sock.getsockname()
+
+    @property
+    def peer_credentials(self) -> PeerCredentials | None:
+        """Process, user and group of a Unix socket's peer; None for TCP and where the system does not tell (Linux)."""
+        self._check_open()
+        if self._sock.family != getattr(socket, "AF_UNIX", None) or sys.platform != "linux":
+            return None
+        size = struct.calcsize("3i")
+        return PeerCredentials(*struct.unpack("3i", self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """anyio's typed socket attributes, for `extra`."""
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.family: lambda: self._sock.family,
+            SocketAttribute.local_address: lambda: self.local_address,
+            SocketAttribute.raw_socket: lambda: self._sock,
+            SocketAttribute.remote_address: lambda: self.peer,
+        }
+        if isinstance(self.peer, tuple):
+            attributes[SocketAttribute.local_port] = lambda: self.local_address[1]
+            attributes[SocketAttribute.remote_port] = lambda: self.peer[1]
+        return attributes
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError

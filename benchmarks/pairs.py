@@ -1,0 +1,68 @@
+"""The comparisons that matter: whose figure over whose, and the bar it should stay under.
+
+The bars stand between what prototypes measured and a tie with the peer, so that noise does not cross them and a lost
+advantage does. A ratio is formed from the minima of one run.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from benchmarks.measure import Result
+
+__all__ = ["PAIRS", "Pair", "Ratio", "ratios"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`left`'s figure over `right`'s in one scenario should be at most `bar`."""
+
+    scenario: str
+    left: str
+    right: str
+    bar: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A pair that was measured."""
+
+    pair: Pair
+    label: str
+    value: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is at or under its bar."""
+        return self.value <= self.pair.bar
+
+
+PAIRS = (
+    Pair("echo50", "aserver-uvloop", "asyncio-streams-uvloop", 0.95),
+    Pair("echo50", "aserver-uvloop", "asyncio-protocol-uvloop", 1.25),
+    Pair("echo50", "aserver-uvloop", "socketserver-threading", 0.90),
+    Pair("echo50", "aserver-uvloop", "anyio-uvloop", 0.50),
+    Pair("echo50", "aserver-asyncio", "asyncio-streams-asyncio", 0.95),
+    Pair("echo50", "aserver-trio", "trio-serve-tcp", 0.90),
+    Pair("echo50", "aserver-handler-uvloop", "aserver-uvloop", 1.10),
+    Pair("pipelined16", "aserver-uvloop", "asyncio-streams-uvloop", 0.30),
+    Pair("pipelined16", "aserver-uvloop", "asyncio-protocol-uvloop", 0.40),
+    Pair("pipelined16", "aserver-uvloop", "socketserver-threading", 0.50),
+    Pair("pipelined16", "aserver-asyncio", "asyncio-streams-asyncio", 0.30),
+    Pair("connect", "aserver-uvloop", "asyncio-streams-uvloop", 0.90),
+    Pair("connect", "aserver-asyncio", "asyncio-streams-asyncio", 0.90),
+    Pair("connect", "aserver-uvloop", "socketserver-threading", 0.50),
+    Pair("connect", "aserver-trio", "trio-serve-tcp", 1.00),
+    Pair("reset", "aserver-uvloop", "asyncio-streams-uvloop", 0.35),
+    Pair("reset", "aserver-uvloop", "socketserver-threading", 0.25),
+    Pair("idle", "aserver-uvloop", "asyncio-streams-uvloop", 0.70),
+)
+
+
+def ratios(results: Iterable[Result]) -> Iterator[Ratio]:
+    """The pairs both sides of which were measured."""
+    measured = {(result.scenario.name, result.contender.name): result for result in results if result.measured}
+    for pair in PAIRS:
+        left = measured.get((pair.scenario, pair.left))
+        right = measured.get((pair.scenario, pair.right))
+        if left and right and right.best > 0:
+            yield Ratio(pair, left.scenario.label, left.best / right.best)

@@ -1,0 +1,1 @@
+"""The tests: one suite, three event loops."""

@@ -1,0 +1,1 @@
+"""The tests of compat, the drop-in for socketserver."""

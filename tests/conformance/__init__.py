@@ -1,0 +1,1 @@
+"""Other projects' checks, run on our code."""

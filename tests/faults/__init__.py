@@ -1,0 +1,1 @@
+"""The tests of what goes wrong: rude clients, full tables, broken networks."""
