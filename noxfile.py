@@ -57,13 +57,88 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Run the tests on the installed wheel, in a folder without our sources; arguments go to pytest."""
+    """Build the wheel and run the tests on it, in a folder without our sources; arguments go to pytest."""
     away = Path(session.create_tmp()).resolve()
-    built, copy = away / "dist", away / "tree"
+    built, copy = away / "dist", away / "checkout"
     for old in (built, copy):
         shutil.rmtree(old, ignore_errors=True)
     session.install("build", *TEST)
     session.run("python", "-m", "build", "--wheel", "--outdir", str(built), silent=True)
-    session.install("--no-deps", "--force-reinstall", *map(str, built.glob("*.whl")))
-    session.install("aserver-net", "--no-index", "--find-links", str(built)) if False else None
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("aserver", "compat", ".*", "__pycache__"))
+    session.install("--force-reinstall", *map(str, built.glob("*.whl")))
+
+    unwanted = {"aserver", "compat", ".git", ".nox", ".venv"}  # only here: there is a tests/compat, too
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: unwanted if Path(folder) == ROOT else {"__pycache__"})
+    session.chdir(copy)
+    clean: dict[str, str | None] = {"PYTHONPATH": None}
+    where = "import aserver, compat; print(aserver.__file__, compat.__file__, sep='\\n')"
+    imported = str(session.run("python", "-c", where, env=clean, silent=True)).split()
+    if strays := [file for file in imported if "site-packages" not in Path(file).parts]:
+        session.error(f"not the wheel, but the checkout would be tested: {strays}")
+    # what ruff and mypy say of the sources is no question to the wheel
+    session.run("python", "-m", "pytest", "--ignore=tests/test_quality.py", *session.posargs, env=clean)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format and style with ruff."""
+    session.install(*(tool for tool in TEST if tool.startswith("ruff")))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types with mypy, strictly, of all that pyproject.toml lists."""
+    session.install("-e", ".", *TEST)
+    session.run("mypy", "--strict", *CHECKED)
+
+
+@nox.session(default=False)
+def conformance(session: nox.Session) -> None:
+    """Run other projects' checks: trio's and anyio's on our streams, CPython's on compat (see ASERVER_EXAM)."""
+    session.install("-e", ".", *TEST)
+    if any((ROOT / "tests" / "conformance").glob("test_*.py")):
+        session.run("python", "-m", "pytest", "tests/conformance")
+    else:
+        session.warn("skipped: tests/conformance holds no tests")
+
+    exam = os.environ.get("ASERVER_EXAM")
+    runners = [Path(exam or "", name) for name in ("run_contract_exam.py", "run_stdlib_exam.py")]
+    if not exam:
+        session.warn(
+            "skipped: socketserver's contract and CPython's own tests; ASERVER_EXAM names no folder of runners"
+        )
+    elif absent := [runner.name for runner in runners if not runner.is_file()]:
+        session.warn(f"skipped: socketserver's contract and CPython's own tests; ASERVER_EXAM has no {absent}")
+    elif not (ROOT / "compat" / "socketserver.py").is_file():
+        session.warn("skipped: socketserver's contract and CPython's own tests; there is no compat/socketserver.py")
+    else:
+        contract, stdlib = map(str, runners)
+        candidate = ["--module", "compat.socketserver", "--path", "."]
+        python = str(session.run("python", "-c", "import sys; print(sys.executable)", silent=True)).strip()
+        session.run("python", contract, *candidate, "--python", python)
+        session.run("python", stdlib, *candidate)
+
+
+@nox.session(default=False)
+def examples(session: nox.Session) -> None:
+    """Run every example against a scripted client; arguments go to pytest."""
+    session.install("-e", ".", *TEST)
+    session.run("python", "-m", "pytest", "tests/test_examples.py", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure, quickly by default; arguments replace those of `python -m benchmarks`."""
+    session.install(".", *nox.project.dependency_groups(PROJECT, "bench"))
+    session.run("python", "-m", "benchmarks", *(session.posargs or ["run", "--quick"]))
+
+
+@nox.session(default=False)
+def package(session: nox.Session) -> None:
+    """Build sdist and wheel, and check what the package index would say of them."""
+    built = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(built, ignore_errors=True)
+    session.install("build", "twine")
+    session.run("python", "-m", "build", "--outdir", str(built))
+    session.run("twine", "check", "--strict", *map(str, sorted(built.iterdir())))

@@ -51,12 +51,6 @@ class ReceiveBuffer:
         data += chunk
         self.size = len(data)
 
-    def take(self, nbytes: int) -> bytes:
-        """Return the next *nbytes* bytes, or all there are if they are fewer."""
-        if nbytes >= self.size:
-            return self._take_to(len(self._data))
-        return self._take_to(self._start + nbytes)
-
     def take_until(self, delimiter: bytes, limit: int) -> bytes | None:
         """Return the next message with the *delimiter* at its end, or None while it is not complete.
 
@@ -78,20 +72,24 @@ class ReceiveBuffer:
                 raise anyio.DelimiterNotFound(limit)
             self._searched = max(start, len(data) - len(delimiter) + 1)
             return None
-        end = found + len(delimiter)
-        if end - start > limit:
+        nbytes = found + len(delimiter) - start
+        if nbytes > limit:
             raise anyio.DelimiterNotFound(limit)
-        return self._take_to(end)
+        if nbytes == len(data) and isinstance(data, bytes):  # one read, one message: the usual case, told in full
+            self._data = b""
+            self._searched = self.size = 0
+            return data
+        return self.take(nbytes)
 
-    def _take_to(self, end: int) -> bytes:
+    def take(self, nbytes: int) -> bytes:
+        """Return the next *nbytes* bytes, or all there are if they are fewer."""
         data = self._data
         start = self._start
-        if end == len(data):
+        if nbytes >= self.size:
+            end = len(data)
             self._data = b""
             self._start = self._searched = self.size = 0
         else:
-            self._start = self._searched = end
-            self.size -= end - start
-        if isinstance(data, bytes):
-            return data[start:end]
-        return bytes(memoryview(data)[start:end])
+            end = self._start = self._searched = start + nbytes
+            self.size -= nbytes
+        return data[start:end] if isinstance(data, bytes) else bytes(memoryview(data)[start:end])

@@ -16,14 +16,15 @@ import secrets
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import anyio
+import anyio.lowlevel
 
-from aserver._errors import LOGGED_TEXT_MAX
+from ._errors import LOGGED_TEXT_MAX
 
 if sys.platform != "win32":
     import fcntl
@@ -145,7 +146,9 @@ class BoundSocket:
 # --- from an address to endpoints, without I/O ------------------------------------------------------------------------
 
 
-def parse(address: Address | Sequence[Address], *, kind: socket.SocketKind = socket.SOCK_STREAM) -> tuple[Endpoint, ...]:
+def parse(
+    address: Address | Sequence[Address], *, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> tuple[Endpoint, ...]:
     """Return the endpoints that *address* means, without touching network or file system.
 
     Args:
@@ -175,16 +178,15 @@ def _bad(value: object, fact: str, remedy: str) -> ValueError:
 
 
 def _parse_one(address: object, kind: socket.SocketKind) -> Endpoint:
-    match address:
-        case str():
-            return _parse_text(address, kind)
-        case tuple():
-            return _parse_pair(address)
-        case os.PathLike():
-            path = os.fsdecode(address)
-            return _unix_endpoint(address, f"./{path}" if path.startswith("@") else path)
-        case socket.socket():
-            return _parse_socket(address, kind)
+    if isinstance(address, str):
+        return _parse_text(address, kind)
+    if isinstance(address, tuple):
+        return _parse_pair(address)
+    if isinstance(address, os.PathLike):
+        path = os.fsdecode(address)
+        return _unix_endpoint(address, f"./{path}" if path.startswith("@") else path)
+    if isinstance(address, socket.socket):
+        return _parse_socket(address, kind)
     raise TypeError(f"{address!r} is not an address; {_ACCEPTED}")
 
 
@@ -213,7 +215,7 @@ def _parse_tcp(address: str, rest: str) -> TcpEndpoint:
         raise _bad(address, "has no host", f"write {here} for this machine only, {everywhere} for every interface")
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed != (":" in host):
-        raise _bad(address, f"has the host {host!r}", "write IPv6 addresses in brackets, and only them: tcp://[::1]:9999")
+        raise _bad(address, f"has the host {host!r}", "write IPv6, and nothing else, in brackets: tcp://[::1]:9999")
     if not re.fullmatch(r"[0-9]{1,5}", port):
         raise _bad(address, f"has the port {port!r}", "write a number from 0 to 65535, and nothing behind it")
     return _tcp_endpoint(address, host[1:-1] if bracketed else host, int(port))
@@ -221,7 +223,7 @@ def _parse_tcp(address: str, rest: str) -> TcpEndpoint:
 
 def _parse_pair(address: tuple[Any, ...]) -> TcpEndpoint:
     if len(address) != 2:
-        raise _bad(address, "is not (host, port)", "write two items, an IPv6 zone with the host: ('fe80::1%eth0', 9999)")
+        raise _bad(address, "is not (host, port)", "write two items, a zone with its host: ('fe80::1%eth0', 9999)")
     host, port = address
     if not isinstance(host, str | None) or not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"{address!r} is not (host, port); give a str or None, and an int")
@@ -290,9 +292,17 @@ def _parse_socket(sock: socket.socket, kind: socket.SocketKind) -> SocketEndpoin
         raise TypeError(f"{sock!r} is a TLS socket; give the plain one, and the context as tls=")
     if fault := _unfit(sock, kind):
         raise _bad(sock, fault, _ACCEPTED)
-    if sock.getsockname() in ("", b"") or sock.family != _AF_UNIX and sock.getsockname()[1] == 0:
+    if not _is_bound(sock):
         raise _bad(sock, "is not bound", "call its bind() first, or give the address instead")
     return SocketEndpoint(sock)
+
+
+def _is_bound(sock: socket.socket) -> bool:
+    try:
+        name = sock.getsockname()
+    except OSError:  # how Windows says no
+        return False
+    return bool(name[1] if isinstance(name, tuple) else name)
 
 
 def _unfit(sock: socket.socket, kind: socket.SocketKind) -> str:
@@ -304,13 +314,15 @@ def _unfit(sock: socket.socket, kind: socket.SocketKind) -> str:
 
 
 #: What each kind of server understands. The datagram side adds a row, and shares the rules for paths.
-_PARSERS = {socket.SOCK_STREAM: {"tcp": _parse_tcp, "unix": _parse_unix, "fd": _parse_fd}}
+_PARSERS: dict[int, dict[str, Callable[[str, str], Endpoint]]] = {
+    socket.SOCK_STREAM: {"tcp": _parse_tcp, "unix": _parse_unix, "fd": _parse_fd},
+}
 
 
 # --- from endpoints to sockets ----------------------------------------------------------------------------------------
 
 
-async def bind(endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) -> list[BoundSocket]:
+async def bind(endpoints: Iterable[Endpoint], *, backlog: int, reuse_port: bool) -> list[BoundSocket]:
     """Listen on all of *endpoints*, or on none of them.
 
     Every address that a host resolves to is bound, all on one port; families that the machine lacks are left out
@@ -333,24 +345,27 @@ async def bind(endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool)
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise ValueError(f"reuse_port={reuse_port!r} is not possible on {sys.platform}; leave it out")
     bound: list[BoundSocket] = []
-    with ExitStack() as undo:  # of errors, and of being cancelled while a name is resolved
+    with ExitStack() as undo:  # for errors and for being cancelled
         for endpoint in endpoints:
+            await anyio.lowlevel.checkpoint_if_cancelled()
             try:
-                match endpoint:
-                    case TcpEndpoint():
-                        bound += await _bind_tcp(endpoint, backlog, reuse_port, undo)
-                    case UnixEndpoint():
-                        bound.append(_bind_unix(endpoint, backlog, undo))
-                    case DescriptorEndpoint(fd):
-                        bound.append(_bound(_adopt(fd, undo)))
-                    case SocketEndpoint(sock):
-                        if not _is_listening(sock):
-                            sock.listen(backlog)
-                        bound.append(_bound(sock))
+                bound += await _bind_one(endpoint, backlog, reuse_port, undo)
             except OSError as error:
                 raise _named(endpoint, error)
         undo.pop_all()
     return bound
+
+
+async def _bind_one(endpoint: Endpoint, backlog: int, reuse_port: bool, undo: ExitStack) -> list[BoundSocket]:
+    if isinstance(endpoint, TcpEndpoint):
+        return await _bind_tcp(endpoint, backlog, reuse_port, undo)
+    if isinstance(endpoint, UnixEndpoint):
+        return [_bind_unix(endpoint, backlog, undo)]
+    if isinstance(endpoint, DescriptorEndpoint):
+        return [_bound(_adopt(endpoint.fd, undo))]
+    if not _is_listening(endpoint.sock):
+        endpoint.sock.listen(backlog)
+    return [_bound(endpoint.sock)]
 
 
 def _named(endpoint: Endpoint, error: OSError) -> OSError:
@@ -369,7 +384,7 @@ def _bound(sock: socket.socket) -> BoundSocket:
         for level, name, value in CONNECTION_OPTIONS:
             try:
                 sock.setsockopt(level, getattr(socket, name), value)
-            except (AttributeError, OSError):  # unknown to the platform, or refused by a sandbox: no reason not to serve
+            except (AttributeError, OSError):  # unknown here, or refused by a sandbox: no reason not to serve
                 pass
     return BoundSocket(sock, sock.getsockname(), describe(sock))
 
@@ -393,47 +408,51 @@ def _adopt(fd: int, undo: ExitStack) -> socket.socket:
     return sock
 
 
-async def _bind_tcp(endpoint: TcpEndpoint, backlog: int, reuse_port: bool, undo: ExitStack) -> list[BoundSocket]:
+async def _resolve(endpoint: TcpEndpoint) -> list[tuple[int, str]]:
+    """Return family and address of all that the endpoint's host means; a zone is in the address as a number."""
+    host, port = endpoint.host, endpoint.port
+    if host and "%" in host:  # an address, so nobody is asked and nothing blocks; uvloop would lose the zone
+        found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return [(family, f"{address[0]}%{address[3]}") for family, _, _, _, address in found]
     try:
-        found = await anyio.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except UnicodeError as error:  # how idna says it
         raise socket.gaierror(socket.EAI_NONAME, f"is not a host name ({error})")
-    addresses = list(dict.fromkeys((family, address[0]) for family, _, _, _, address in found))
+    return [(family, address[0]) for family, _, _, _, address in resolved]
+
+
+async def _bind_tcp(endpoint: TcpEndpoint, backlog: int, reuse_port: bool, undo: ExitStack) -> list[BoundSocket]:
+    addresses = await _resolve(endpoint)
     draws = 1 if endpoint.port else PORT_DRAWS
     while True:
         draws -= 1
         try:
-            socks = _listen_on_one_port(addresses, endpoint, backlog, reuse_port)
-            break
+            return _listen_on_one_port(addresses, endpoint.port, backlog, reuse_port, undo)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not draws:
                 raise
-    for sock in socks:
-        undo.callback(sock.close)
-    return [_bound(sock) for sock in socks]
 
 
 def _listen_on_one_port(
-    addresses: list[tuple[int, str]], endpoint: TcpEndpoint, backlog: int, reuse_port: bool
-) -> list[socket.socket]:
-    port = endpoint.port
-    socks: list[socket.socket] = []
-    missing = OSError(errno.EADDRNOTAVAIL, "no address")
-    with ExitStack() as undo:
-        for family, host in addresses:
+    addresses: list[tuple[int, str]], port: int, backlog: int, reuse_port: bool, undo: ExitStack
+) -> list[BoundSocket]:
+    bound: list[BoundSocket] = []
+    missing = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    with ExitStack() as attempt:
+        for family, host in dict.fromkeys(addresses):
             try:
-                sock = _listen(family, host, port, backlog, reuse_port)
+                sock = attempt.enter_context(_listen(family, host, port, backlog, reuse_port))
             except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) or endpoint.host == host:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     raise
-                missing = error  # a machine without IPv6 whose resolver knows ::1
+                missing = error  # a machine without IPv6 whose resolver knows ::1; what was spelled out is the only one
                 continue
-            socks.append(undo.enter_context(sock))
-            port = sock.getsockname()[1]
-        if not socks:
+            bound.append(_bound(sock))
+            port = bound[0].address[1]
+        if not bound:
             raise missing
-        undo.pop_all()
-    return socks
+        undo.push(attempt.pop_all())
+    return bound
 
 
 def _listen(family: int, host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
@@ -477,8 +496,9 @@ def _bind_unix(endpoint: UnixEndpoint, backlog: int, undo: ExitStack) -> BoundSo
     with _starter_lock(f"{path}.lock"):
         _make_room(endpoint.path, sock.type)
         _bind_path(sock, endpoint.path, endpoint.mode)
-        bound._made = (path, os.lstat(path), os.getpid())
-        if stat.S_IMODE(os.lstat(path).st_mode) != endpoint.mode:  # the umask took bits away
+        made = os.lstat(path)
+        bound._made = (path, made, os.getpid())
+        if stat.S_IMODE(made.st_mode) != endpoint.mode:  # the umask took bits away
             os.chmod(path, endpoint.mode)
         sock.listen(backlog)  # under the lock: until it listens it looks like what a dead server left
     return bound

@@ -63,9 +63,7 @@ class Limits:
         default=SHED_AFTER,
         metadata={"help": "seconds at max-connections after which waiting clients are closed; none: never"},
     )
-    max_line_size: int = field(
-        default=MAX_LINE_SIZE, metadata={"help": "bytes of a line or delimited message at most"}
-    )
+    max_line_size: int = field(default=MAX_LINE_SIZE, metadata={"help": "bytes of a line or delimited message at most"})
     max_exact_size: int = field(
         default=MAX_EXACT_SIZE, metadata={"help": "bytes that receive_exactly() may be asked for"}
     )
@@ -79,7 +77,9 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, number):
                 raise TypeError(f"{each.name} is {value!r}; it must be a number")
             if value < 1 and not (each.name == "shed_after" and value >= 0):
-                raise ValueError(f"{each.name} is {value!r}; it must be at least {0 if each.name == 'shed_after' else 1}")
+                raise ValueError(
+                    f"{each.name} is {value!r}; it must be at least {0 if each.name == 'shed_after' else 1}"
+                )
 
 
 def connection_capacity(soft_descriptor_limit: int) -> int:

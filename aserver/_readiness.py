@@ -104,10 +104,12 @@ class _AsyncioWatch:
         if not self._on_readable():
             self._loop.remove_reader(self._fd)
             self.feeding = False
-        reader = self._reader
-        if reader is not None:
+        if (reader := self._reader) is not None:
             self._reader = None
-            _release(reader)
+            try:
+                reader.set_result(None)
+            except asyncio.InvalidStateError:
+                pass  # its task was cancelled in this turn; what was read waits for the next receive
 
     async def wait_writable(self) -> None:
         self._writer = writer = self._loop.create_future()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import anyio
@@ -187,7 +187,7 @@ class Stream(ByteStream):
                 raise anyio.DelimiterNotFound(limit)
         return await self._taken(self._buffer.take(self._buffer.size))
 
-    async def readline(self, limit: int | None = None) -> bytes:
+    def readline(self, limit: int | None = None) -> Coroutine[Any, Any, bytes]:
         """Return the next line with its ``\\n``; at the end what is left without one, then ``b""``, like a file.
 
         Args:
@@ -198,28 +198,43 @@ class Stream(ByteStream):
 
         and what `receive` raises of a lost, closed or busy stream.
         """
-        if limit is None:
-            limit = self._limits.max_line_size
-        if self._receiving or self._closed:
-            self._check_receivable()
-        while (line := self._buffer.take_until(b"\n", limit)) is None:
-            if not await self._more(limit):
-                return self._buffer.take(self._buffer.size)
-        self._asked = True
-        self._streak += 1
-        if self._streak >= YIELD_EVERY:
-            await self._yield()
-        return line
+        return self._line(self._limits.max_line_size if limit is None else limit, False)
 
     def __aiter__(self) -> Stream:
         """Iterate over lines, until the peer ends its side (anyio's streams iterate over chunks, which lines are)."""
         return self
 
-    async def __anext__(self) -> bytes:
-        line = await self.readline()
-        if line:
-            return line
-        raise StopAsyncIteration
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self._line(self._limits.max_line_size, True)
+
+    async def _line(self, limit: int, iterating: bool) -> bytes:
+        if self._receiving or self._closed:
+            self._check_receivable()
+        buffer = self._buffer
+        line = buffer.take_until(b"\n", limit) if buffer.size else None
+        if line is not None:
+            self._streak += 1
+            if self._streak >= YIELD_EVERY:
+                await self._yield()
+        else:
+            while line is None:
+                # The usual wait, told here without a call of _more(): it is a good part of the cost of a line.
+                if self._watch.feeding and not (self._outgoing or self.draining or self._failure):
+                    self._receiving = True
+                    try:
+                        await self._watch.wait_readable()
+                    finally:
+                        self._receiving = False
+                    if self._closed:
+                        raise anyio.ClosedResourceError
+                elif not await self._more(limit):
+                    if iterating and not buffer.size:
+                        raise StopAsyncIteration
+                    return buffer.take(buffer.size)
+                line = buffer.take_until(b"\n", limit)
+            self._streak = 0
+        self._asked = True
+        return line
 
     async def _taken(self, message: bytes) -> bytes:
         self._asked = True
@@ -270,9 +285,11 @@ class Stream(ByteStream):
     def _fill(self) -> bool:
         """Read once, without waiting; whether there is room for more. What goes wrong is told at the next receive."""
         buffer = self._buffer
-        room = self._capacity - buffer.size
         try:
-            chunk = self._sock.recv(room if room < READ_AHEAD else READ_AHEAD)
+            if buffer.size:
+                chunk = self._sock.recv(min(READ_AHEAD, self._capacity - buffer.size))
+            else:
+                chunk = self._sock.recv(READ_AHEAD)
         except (BlockingIOError, InterruptedError):
             return True
         except OSError as exc:
@@ -500,8 +517,10 @@ class Stream(ByteStream):
     def _fail(self, cause: BaseException) -> None:
         if self._failure is None and not self._closed:
             # Without its traceback, whose frames lead back to this stream: a cycle for each client that resets.
-            self._failure = cause.with_traceback(None) if isinstance(cause, OSError) else RuntimeError(
-                "a send was cancelled half-way"
+            self._failure = (
+                cause.with_traceback(None)
+                if isinstance(cause, OSError)
+                else RuntimeError("a send was cancelled half-way")
             )
         self._sendable = False
 

@@ -46,7 +46,7 @@ PAIRS = (
     Pair("echo50", "aserver-handler-uvloop", "aserver-uvloop", 1.10),
     Pair("pipelined16", "aserver-uvloop", "asyncio-streams-uvloop", 0.30),
     Pair("pipelined16", "aserver-uvloop", "asyncio-protocol-uvloop", 0.40),
-    Pair("pipelined16", "aserver-uvloop", "socketserver-threading", 0.50),
+    Pair("pipelined16", "aserver-uvloop", "socketserver-threading", 0.70),
     Pair("pipelined16", "aserver-asyncio", "asyncio-streams-asyncio", 0.30),
     Pair("connect", "aserver-uvloop", "asyncio-streams-uvloop", 0.90),
     Pair("connect", "aserver-asyncio", "asyncio-streams-asyncio", 0.90),

@@ -121,13 +121,16 @@ class ServerProcess:
         return last
 
     def memory(self) -> int:
-        """Resident bytes; of a forking server the proportional share of the whole tree."""
+        """Resident bytes of the process; of a forking server, of the whole tree, each page counted once.
+
+        There mapped files are left out: their proportional share depends on who else on the machine has mapped them.
+        """
         if not self.contender.forks:
             return _memory(self.pid, "Rss:")
-        total = _memory(self.pid, "Pss:")
+        total = _memory(self.pid, "Pss_Anon:")
         for child in self._children():
             with suppress(OSError):  # it has ended, and has no memory any more
-                total += _memory(child, "Pss:")
+                total += _memory(child, "Pss_Anon:")
         return total
 
     def descriptors(self) -> int:

@@ -134,7 +134,7 @@ SCENARIOS = {
             CPU,
             partial(_echo, depth=16),
             full=160_000,
-            quick=48_000,
+            quick=32_000,
         ),
         Scenario(
             "connect",
@@ -152,7 +152,8 @@ SCENARIOS = {
             CPU,
             partial(_connect, reset=True),
             full=8_000,
-            quick=2_000,
+            quick=1_000,
+            quick_rounds=2,
         ),
         Scenario(
             "idle",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
+import hypothesis
 import pytest
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -65,6 +65,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
     """The loops a test marked `asyncio` runs on: the same two as above."""
     return LOOP_FACTORIES
+
+
+# Time is no property of the code: a slow machine must not fail a test that holds.
+hypothesis.settings.register_profile(
+    "aserver", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("aserver")
 
 
 # --- nothing is left behind ------------------------------------------------------------------------------------------

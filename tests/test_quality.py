@@ -14,19 +14,21 @@ ROOT = Path(__file__).parent.parent
 CHECKED = ["aserver", "compat", "tests", "benchmarks", "examples", "noxfile.py"]
 
 
-def run_tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a tool of this interpreter's environment on the checkout; skip where it is not installed."""
+def content_with_us(name: str, *arguments: str) -> bool:
+    """Run a tool of this interpreter's environment on the checkout, print what it says; skip if not installed."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", name, *arguments],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,  # the test looks at the status and shows the output
+        check=False,  # the status is the answer
     )
+    print(done.stdout)  # shown by pytest if the test fails
+    return done.returncode == 0
 
 
 def existing() -> list[str]:
@@ -36,18 +38,15 @@ def existing() -> list[str]:
 
 def test_ruff_format() -> None:
     """The code is formatted as `ruff format` formats it."""
-    done = run_tool("ruff", "format", "--check", ".")
-    assert done.returncode == 0, done.stdout
+    assert content_with_us("ruff", "format", "--check", ".")
 
 
 def test_ruff_check() -> None:
     """`ruff check` has nothing to say."""
-    done = run_tool("ruff", "check", ".")
-    assert done.returncode == 0, done.stdout
+    assert content_with_us("ruff", "check", ".")
 
 
 @pytest.mark.timeout(300)  # the first run has no cache and reads every dependency
 def test_mypy() -> None:
     """The types hold under `mypy --strict`, in the tests, benchmarks and examples as well."""
-    done = run_tool("mypy", *existing())
-    assert done.returncode == 0, done.stdout
+    assert content_with_us("mypy", *existing())
