@@ -111,38 +111,6 @@ class SocketEndpoint:
 Endpoint: TypeAlias = TcpEndpoint | UnixEndpoint | DescriptorEndpoint | SocketEndpoint
 
 
-@dataclass(slots=True, eq=False)
-class BoundSocket:
-    """A listening, non-blocking socket and its names.
-
-    Attributes:
-        sock: the socket; it belongs to this object, also if it was inherited or handed in ready-made.
-        address: what `server_address` shows: the tuple of `getsockname`, a Unix path as it was given, an abstract name
-            as the bytes of `getsockname`.
-        endpoint: the same as a string for logs and clients, such as "tcp://[::1]:9999"; `parse` understands it.
-    """
-
-    sock: socket.socket
-    address: Any
-    endpoint: str
-    #: Path, inode and maker of what is ours to unlink.
-    _made: tuple[str, os.stat_result, int] | None = field(default=None, repr=False)
-
-    def close(self) -> None:
-        """Close the socket; unlink its path if this process made it and the inode there is still ours. Idempotent."""
-        path, inode, maker = self._made or ("", None, 0)
-        self._made = None
-        if inode and maker == os.getpid():  # a forked child that closes must not take the name from its parent
-            try:
-                # Before the socket is closed: while it lives nobody else gets its inode number, and no other starter
-                # finds the path stale and puts his own there.
-                if os.path.samestat(os.lstat(path), inode):
-                    os.unlink(path)
-            except OSError:  # gone already, or privileges were dropped: the next start finds it stale and replaces it
-                pass
-        self.sock.close()
-
-
 # --- from an address to endpoints, without I/O ------------------------------------------------------------------------
 
 
@@ -319,7 +287,87 @@ _PARSERS: dict[int, dict[str, Callable[[str, str], Endpoint]]] = {
 }
 
 
+# --- addresses as text ------------------------------------------------------------------------------------------------
+
+
+def describe(sock: socket.socket) -> str:
+    """Return the endpoint string of a bound socket: "tcp://[::1]:9999", "udp://…", "unix:/path", "unixgram:@name".
+
+    Raises:
+        OSError: the socket is closed.
+    """
+    stream, address = sock.type == socket.SOCK_STREAM, sock.getsockname()
+    if sock.family == _AF_UNIX:
+        return _unix_text(os.fsdecode(address), "unix" if stream else "unixgram")
+    return f"{'tcp' if stream else 'udp'}://{_inet_text(address)}"
+
+
+def peer_text(address: object) -> str:
+    """Return a peer's address for logs: "127.0.0.1:5000", "[::1]:5000", "unix:/path", or "unix" if it has no name.
+
+    A peer chooses the path it binds, so that is escaped to printable ASCII; the text has at most 200 characters.
+
+    Args:
+        address: what `accept` or `recvfrom` returned.
+    """
+    if isinstance(address, tuple):
+        return _inet_text(address)[:LOGGED_TEXT_MAX]
+    if not isinstance(address, str | bytes) or not address:
+        return "unix"
+    name = os.fsdecode(address)
+    name = f"@{name[1:]}" if name.startswith("\0") else name
+    return f"unix:{ascii(name)[1:-1]}"[:LOGGED_TEXT_MAX]
+
+
+def _inet_text(address: tuple[Any, ...]) -> str:
+    host, port, *rest = address
+    if rest and rest[-1]:
+        host = f"{host}%{rest[-1]}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _unix_text(path: str, scheme: str = "unix") -> str:
+    """Return the string that `parse` takes for *path*: the rules of `_parse_unix`, backwards."""
+    if path.startswith("\0"):
+        path = f"@{path[1:]}"
+    elif path.startswith("//"):
+        path = f"//{path}"
+    return f"{scheme}:{path}?" if "?" in path else f"{scheme}:{path}"
+
+
 # --- from endpoints to sockets ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class BoundSocket:
+    """A listening, non-blocking socket and its names.
+
+    Attributes:
+        sock: the socket; it belongs to this object, also if it was inherited or handed in ready-made.
+        address: what `server_address` shows: the tuple of `getsockname`, a Unix path as it was given, an abstract name
+            as the bytes of `getsockname`.
+        endpoint: the same as a string for logs and clients, such as "tcp://[::1]:9999"; `parse` understands it.
+    """
+
+    sock: socket.socket
+    address: Any
+    endpoint: str
+    #: Path, inode and maker of what is ours to unlink.
+    _made: tuple[str, os.stat_result, int] | None = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Close the socket; unlink its path if this process made it and the inode there is still ours. Idempotent."""
+        path, inode, maker = self._made or ("", None, 0)
+        self._made = None
+        if inode and maker == os.getpid():  # a forked child that closes must not take the name from its parent
+            try:
+                # Before the socket is closed: while it lives nobody else gets its inode number, and no other starter
+                # finds the path stale and puts his own there.
+                if os.path.samestat(os.lstat(path), inode):
+                    os.unlink(path)
+            except OSError:  # gone already, or privileges were dropped: the next start finds it stale and replaces it
+                pass
+        self.sock.close()
 
 
 async def bind(endpoints: Iterable[Endpoint], *, backlog: int, reuse_port: bool) -> list[BoundSocket]:
@@ -363,6 +411,7 @@ async def _bind_one(endpoint: Endpoint, backlog: int, reuse_port: bool, undo: Ex
         return [_bind_unix(endpoint, backlog, undo)]
     if isinstance(endpoint, DescriptorEndpoint):
         return [_bound(_adopt(endpoint.fd, undo))]
+    _prepare(endpoint.sock)
     if not _is_listening(endpoint.sock):
         endpoint.sock.listen(backlog)
     return [_bound(endpoint.sock)]
@@ -378,7 +427,8 @@ def _named(endpoint: Endpoint, error: OSError) -> OSError:
     return type(error)(error.errno, text)
 
 
-def _bound(sock: socket.socket) -> BoundSocket:
+def _prepare(sock: socket.socket) -> None:
+    """Make *sock* non-blocking and give it what accepted sockets inherit; before it listens, so that the first do."""
     sock.setblocking(False)
     if sock.family != _AF_UNIX:
         for level, name, value in CONNECTION_OPTIONS:
@@ -386,6 +436,9 @@ def _bound(sock: socket.socket) -> BoundSocket:
                 sock.setsockopt(level, getattr(socket, name), value)
             except (AttributeError, OSError):  # unknown here, or refused by a sandbox: no reason not to serve
                 pass
+
+
+def _bound(sock: socket.socket) -> BoundSocket:
     return BoundSocket(sock, sock.getsockname(), describe(sock))
 
 
@@ -404,6 +457,7 @@ def _adopt(fd: int, undo: ExitStack) -> socket.socket:
         raise OSError(errno.EINVAL, f"{fault}; pass another one")
     if not _is_listening(sock):
         raise OSError(errno.EINVAL, "is not a listening socket; let its maker call listen() (systemd: Accept=no)")
+    _prepare(sock)
     sock.set_inheritable(False)  # it has arrived: programs that handlers start must not hold the port
     return sock
 
@@ -458,6 +512,7 @@ def _listen_on_one_port(
 def _listen(family: int, host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
     with ExitStack() as undo:
         sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        _prepare(sock)
         if sys.platform == "win32":  # where SO_REUSEADDR lets others steal the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:  # connections of the last run that are in TIME_WAIT must not keep this one from starting
@@ -482,7 +537,7 @@ def _bind_unix(endpoint: UnixEndpoint, backlog: int, undo: ExitStack) -> BoundSo
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     bound = BoundSocket(sock, endpoint.path, _unix_text(endpoint.path))
     undo.callback(bound.close)
-    sock.setblocking(False)
+    _prepare(sock)
     if endpoint.path.startswith("\0"):
         try:
             sock.bind(endpoint.path)
@@ -491,7 +546,9 @@ def _bind_unix(endpoint: UnixEndpoint, backlog: int, undo: ExitStack) -> BoundSo
         sock.listen(backlog)
         bound.address = sock.getsockname()
         return bound
-    path = os.path.abspath(endpoint.path)  # the working directory may be another one when it is unlinked
+    path = endpoint.path  # spelled out: the working directory may be another one when it is unlinked
+    if not os.path.isabs(path):
+        path = os.path.join(os.getcwd(), path)
     _check_directory(os.path.dirname(path))
     with _starter_lock(f"{path}.lock"):
         _make_room(endpoint.path, sock.type)
@@ -575,51 +632,3 @@ def _bind_path(sock: socket.socket, path: str, mode: int, *, by_rename: bool = s
     except BaseException:
         os.unlink(private)
         raise
-
-
-# --- addresses as text ------------------------------------------------------------------------------------------------
-
-
-def describe(sock: socket.socket) -> str:
-    """Return the endpoint string of a bound socket: "tcp://[::1]:9999", "udp://…", "unix:/path", "unixgram:@name".
-
-    Raises:
-        OSError: the socket is closed.
-    """
-    stream, address = sock.type == socket.SOCK_STREAM, sock.getsockname()
-    if sock.family == _AF_UNIX:
-        return _unix_text(os.fsdecode(address), "unix" if stream else "unixgram")
-    return f"{'tcp' if stream else 'udp'}://{_inet_text(address)}"
-
-
-def peer_text(address: object) -> str:
-    """Return a peer's address for logs: "127.0.0.1:5000", "[::1]:5000", "unix:/path", or "unix" if it has no name.
-
-    A peer chooses the path it binds, so that is escaped to printable ASCII; the text has at most 200 characters.
-
-    Args:
-        address: what `accept` or `recvfrom` returned.
-    """
-    if isinstance(address, tuple):
-        return _inet_text(address)[:LOGGED_TEXT_MAX]
-    if not isinstance(address, str | bytes) or not address:
-        return "unix"
-    name = os.fsdecode(address)
-    name = f"@{name[1:]}" if name.startswith("\0") else name
-    return f"unix:{ascii(name)[1:-1]}"[:LOGGED_TEXT_MAX]
-
-
-def _inet_text(address: tuple[Any, ...]) -> str:
-    host, port, *rest = address
-    if rest and rest[-1]:
-        host = f"{host}%{rest[-1]}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _unix_text(path: str, scheme: str = "unix") -> str:
-    """Return the string that `parse` takes for *path*: the rules of `_parse_unix`, backwards."""
-    if path.startswith("\0"):
-        path = f"@{path[1:]}"
-    elif path.startswith("//"):
-        path = f"//{path}"
-    return f"{scheme}:{path}?" if "?" in path else f"{scheme}:{path}"

@@ -44,6 +44,9 @@ class Watch(Protocol):
     def wait_writable(self) -> Awaitable[object]:
         """Wait until the socket takes bytes again, or until `wake`."""
 
+    def pause(self) -> None:
+        """Leave the socket alone (``feeding`` is False then) until the next wait; waits under way stay."""
+
     def wake(self) -> None:
         """End the waits under way as if the socket were ready; who waited looks again at what he waited for."""
 
@@ -81,7 +84,7 @@ class _AsyncioWatch:
     __slots__ = ("_fd", "_loop", "_on_readable", "_reader", "_writer", "feeding")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, on_readable: Callable[[], bool] | None
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, on_readable: Callable[[], bool]
     ) -> None:
         self._loop = loop
         self._fd = sock.fileno()
@@ -98,12 +101,8 @@ class _AsyncioWatch:
         return reader
 
     def _readable(self) -> None:
-        # The callback outlives close() by a turn of the loop when both fall into the same one.
-        if self._on_readable is None:
-            return
         if not self._on_readable():
-            self._loop.remove_reader(self._fd)
-            self.feeding = False
+            self.pause()
         if (reader := self._reader) is not None:
             self._reader = None
             try:
@@ -117,9 +116,14 @@ class _AsyncioWatch:
         try:
             await writer
         finally:
-            self._writer = None
-            if self._on_readable is not None:  # close() has removed it otherwise, and the number may be another's
+            if self._writer is writer:  # close() has removed it otherwise, and the number may be another socket's
+                self._writer = None
                 self._loop.remove_writer(self._fd)
+
+    def pause(self) -> None:
+        if self.feeding:
+            self.feeding = False
+            self._loop.remove_reader(self._fd)
 
     def wake(self) -> None:
         for waiter in (self._reader, self._writer):
@@ -127,15 +131,16 @@ class _AsyncioWatch:
                 _release(waiter)
 
     def close(self) -> None:
-        if self._on_readable is None:
-            return
-        if self.feeding:
-            self._loop.remove_reader(self._fd)
-            self.feeding = False
-        if self._writer is not None:
-            self._loop.remove_writer(self._fd)
-        self._on_readable = None
+        self.pause()
+        self._on_readable = _nothing  # the callback can outlive this by a turn of the loop; and no cycle is left
         self.wake()
+        if self._writer is not None:
+            self._writer = None
+            self._loop.remove_writer(self._fd)
+
+
+def _nothing() -> bool:
+    return True
 
 
 def _release(waiter: asyncio.Future[None]) -> None:
@@ -203,6 +208,9 @@ class _GenericWatch:
             await anyio.wait_writable(self._sock)
         except anyio.ClosedResourceError:  # as above
             return
+
+    def pause(self) -> None:
+        pass  # between two waits nobody looks at the socket anyway
 
     def wake(self) -> None:
         anyio.notify_closing(self._sock)

@@ -217,16 +217,15 @@ class Stream(ByteStream):
             if self._streak >= YIELD_EVERY:
                 await self._yield()
         else:
+            watch = self._watch
             while line is None:
                 # The usual wait, told here without a call of _more(): it is a good part of the cost of a line.
-                if self._watch.feeding and not (self._outgoing or self.draining or self._failure):
+                if watch.feeding and not self._outgoing:
                     self._receiving = True
                     try:
-                        await self._watch.wait_readable()
+                        await watch.wait_readable()
                     finally:
                         self._receiving = False
-                    if self._closed:
-                        raise anyio.ClosedResourceError
                 elif not await self._more(limit):
                     if iterating and not buffer.size:
                         raise StopAsyncIteration
@@ -261,6 +260,8 @@ class Stream(ByteStream):
         try:
             if self._outgoing:
                 await self.flush()
+            if self._closed:
+                raise anyio.ClosedResourceError
             if self._failure is not None:
                 raise anyio.BrokenResourceError from self._failure
             if self._eof:
@@ -278,18 +279,18 @@ class Stream(ByteStream):
                 await self._watch.wait_readable()
         finally:
             self._receiving = False
-        if self._closed:
-            raise anyio.ClosedResourceError
         return True
 
     def _fill(self) -> bool:
         """Read once, without waiting; whether there is room for more. What goes wrong is told at the next receive."""
         buffer = self._buffer
+        room = READ_AHEAD
+        if buffer.size:
+            room = min(READ_AHEAD, (self._capacity if self._receiving else READ_AHEAD) - buffer.size)
+            if room <= 0:
+                return False
         try:
-            if buffer.size:
-                chunk = self._sock.recv(min(READ_AHEAD, self._capacity - buffer.size))
-            else:
-                chunk = self._sock.recv(READ_AHEAD)
+            chunk = self._sock.recv(room)
         except (BlockingIOError, InterruptedError):
             return True
         except OSError as exc:
@@ -299,7 +300,7 @@ class Stream(ByteStream):
             self._eof = True
             return False
         buffer.feed(chunk)
-        return buffer.size < self._capacity
+        return buffer.size < READ_AHEAD or (self._receiving and buffer.size < self._capacity)
 
     def _check_receivable(self) -> None:
         if self._closed:
@@ -523,12 +524,15 @@ class Stream(ByteStream):
                 else RuntimeError("a send was cancelled half-way")
             )
         self._sendable = False
+        self._watch.pause()
+        self._watch.wake()
 
     # -- told by the server --------------------------------------------------------------------------------------------
 
     def begin_draining(self) -> None:
         """Set `draining`, and end the input of a connection that is between two requests."""
         self.draining = True
+        self._watch.pause()
         if self._receiving and not self._closed:
             if not self._asked and not self._buffer.size:
                 self._fill()  # what the peer sent before this moment is still served
