@@ -20,12 +20,13 @@ class ReceiveBuffer:
 
     Attributes:
         size: how many bytes are unread.
+        data: where they are. An empty buffer that was fed once has exactly that read here,.
     """
 
-    __slots__ = ("_data", "_delimiter", "_searched", "_start", "size")
+    __slots__ = ("_delimiter", "_searched", "_start", "data", "size")
 
     def __init__(self) -> None:
-        self._data: bytes | bytearray = b""
+        self.data: bytes | bytearray = b""
         self._start = 0
         self.size = 0
         # Where the search for _delimiter goes on, so that a message coming byte by byte is searched once, not n times.
@@ -38,12 +39,12 @@ class ReceiveBuffer:
     def feed(self, chunk: bytes) -> None:
         """Append *chunk*."""
         if not self.size:
-            self._data = chunk
+            self.data = chunk
             self.size = len(chunk)
             return
-        data = self._data
+        data = self.data
         if not isinstance(data, bytearray):
-            data = self._data = bytearray(memoryview(data)[self._start :])
+            data = self.data = bytearray(memoryview(data)[self._start :])
         else:
             del data[: self._start]
         self._searched = max(0, self._searched - self._start)
@@ -61,7 +62,7 @@ class ReceiveBuffer:
         Raises:
             anyio.DelimiterNotFound: the message is, or can only become, longer than *limit*. Nothing is taken.
         """
-        data = self._data
+        data = self.data
         start = self._start
         if delimiter != self._delimiter:
             self._delimiter = delimiter
@@ -75,19 +76,15 @@ class ReceiveBuffer:
         nbytes = found + len(delimiter) - start
         if nbytes > limit:
             raise anyio.DelimiterNotFound(limit)
-        if nbytes == len(data) and isinstance(data, bytes):  # one read, one message: the usual case, told in full
-            self._data = b""
-            self._searched = self.size = 0
-            return data
         return self.take(nbytes)
 
     def take(self, nbytes: int) -> bytes:
         """Return the next *nbytes* bytes, or all there are if they are fewer."""
-        data = self._data
+        data = self.data
         start = self._start
         if nbytes >= self.size:
             end = len(data)
-            self._data = b""
+            self.data = b""
             self._start = self._searched = self.size = 0
         else:
             end = self._start = self._searched = start + nbytes

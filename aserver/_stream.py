@@ -211,28 +211,29 @@ class Stream(ByteStream):
         if self._receiving or self._closed:
             self._check_receivable()
         buffer = self._buffer
-        line = buffer.take_until(b"\n", limit) if buffer.size else None
-        if line is not None:
-            self._streak += 1
-            if self._streak >= YIELD_EVERY:
-                await self._yield()
-        else:
-            watch = self._watch
-            while line is None:
-                # The usual wait, told here without a call of _more(): it is a good part of the cost of a line.
-                if watch.feeding and not self._outgoing:
-                    self._receiving = True
-                    try:
-                        await watch.wait_readable()
-                    finally:
-                        self._receiving = False
-                elif not await self._more(limit):
-                    if iterating and not buffer.size:
-                        raise StopAsyncIteration
-                    return buffer.take(buffer.size)
-                line = buffer.take_until(b"\n", limit)
-            self._streak = 0
+        if self._watch.feeding and not buffer.size and not self._outgoing:
+            # The usual case told in full, a peer that waits for each answer: one wait, one read, one line. Written with
+            # the calls below it costs a quarter more Python.
+            self._receiving = True
+            try:
+                await self._watch.wait_readable()
+            finally:
+                self._receiving = False
+            data = buffer.data
+            if data.find(b"\n") + 1 == buffer.size <= limit and data and type(data) is bytes:
+                buffer.data = b""
+                buffer.size = 0
+                self._asked = True
+                return data
+        while (line := buffer.take_until(b"\n", limit)) is None:
+            if not await self._more(limit):
+                if iterating and not buffer.size:
+                    raise StopAsyncIteration
+                return buffer.take(buffer.size)
         self._asked = True
+        self._streak += 1
+        if self._streak >= YIELD_EVERY:
+            await self._yield()
         return line
 
     async def _taken(self, message: bytes) -> bytes:
