@@ -6,6 +6,7 @@ from ._errors import BufferedDataError, ListenerFailedError, ServerStateError
 from ._handlers import BaseRequestHandler, StreamReader, StreamRequestHandler, StreamWriter
 from ._limits import Limits
 from ._registry import ShutdownReport, Statistics
+from ._run import run, start_in_thread
 from ._server import StreamServer, TCPServer, UnixStreamServer
 from ._stream import PeerCredentials, Stream
 
@@ -25,4 +26,6 @@ __all__ = [
     "StreamWriter",
     "TCPServer",
     "UnixStreamServer",
+    "run",
+    "start_in_thread",
 ]

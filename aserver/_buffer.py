@@ -73,20 +73,25 @@ class ReceiveBuffer:
                 raise anyio.DelimiterNotFound(limit)
             self._searched = max(start, len(data) - len(delimiter) + 1)
             return None
-        nbytes = found + len(delimiter) - start
-        if nbytes > limit:
+        end = found + len(delimiter)
+        if end - start > limit:
             raise anyio.DelimiterNotFound(limit)
-        return self.take(nbytes)
+        if end == len(data):
+            self.data = b""
+            self._start = self._searched = self.size = 0
+        else:
+            self._start = self._searched = end
+            self.size -= end - start
+        return data[start:end] if type(data) is bytes else bytes(memoryview(data)[start:end])
 
     def take(self, nbytes: int) -> bytes:
         """Return the next *nbytes* bytes, or all there are if they are fewer."""
         data = self.data
         start = self._start
         if nbytes >= self.size:
-            end = len(data)
             self.data = b""
             self._start = self._searched = self.size = 0
         else:
-            end = self._start = self._searched = start + nbytes
+            self._start = self._searched = start + nbytes
             self.size -= nbytes
-        return data[start:end] if isinstance(data, bytes) else bytes(memoryview(data)[start:end])
+        return bytes(memoryview(data)[start : start + nbytes])

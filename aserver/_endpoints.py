@@ -1,40 +1,34 @@
-"""Addresses: an address or an endpoint string goes in, bound and non-blocking listening sockets come out.
+"""Endpoints: where to listen goes in, bound and non-blocking listening sockets come out.
 
-Lives here: how addresses are written, resolving, binding, what a path and an inherited descriptor must be like, and
-the options that accepted connections inherit. TCP and Unix sockets differ here and nowhere else. Must not live here:
-accepting, serving, logging; no loop is known (anyio resolves names). The server imports it; it imports `_errors` only.
-What the caller got wrong is a ValueError or TypeError from `parse`; what the world refuses is an OSError from `bind`.
+Lives here: resolving, binding, what a path and an inherited descriptor must be like, and the options that accepted
+connections inherit. TCP and Unix sockets differ in these two files, here and in `_addresses`, and nowhere else. Must
+not live here: accepting, serving, logging; no loop is known (anyio resolves names). The server and the listener import
+it; it imports `_addresses` only. What the world refuses is an OSError from `bind`.
 """
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
-import re
 import secrets
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from ._errors import LOGGED_TEXT_MAX
+from ._addresses import AF_UNIX, DescriptorEndpoint, Endpoint, TcpEndpoint, UnixEndpoint, describe, unfit, unix_text
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Address", "BoundSocket", "Endpoint", "bind", "describe", "parse", "peer_text"]
+__all__ = ["BoundSocket", "bind"]
 
-#: Only the owner may connect unless the address says otherwise: systemd's 0666 and gunicorn's umask 0 let everybody in.
-UNIX_MODE = 0o600
-#: `sun_path` holds 108 bytes on Linux and 104 on macOS and the BSDs, one of them the closing NUL.
-UNIX_PATH_MAX = 107 if sys.platform == "linux" else 103
 #: How often port 0 is drawn when what was drawn is taken in another family (asyncio listens on two different ports).
 #: Where half of all ephemeral ports are taken, 16 draws fail once in 65 536 starts.
 PORT_DRAWS = 16
@@ -52,290 +46,13 @@ CONNECTION_OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 60_000),
 )
 
-_AF_UNIX = None if sys.platform == "win32" else socket.AF_UNIX
 _IN_USE = "is in use by a live server; stop that one, or choose another name"
-_ACCEPTED = "give 'tcp://host:port', 'unix:/path', 'fd://3', (host, port), a pathlib.Path, a listening socket or a list"
 _TCP_REMEDIES = {
     errno.EADDRINUSE: "stop whoever listens there, or choose another port (0 takes a free one)",
     errno.EACCES: "choose a port from 1024 up, or let systemd open this one and serve fd://3",
     errno.EADDRNOTAVAIL: "write an address of this machine, or * for every one that it has",
     socket.EAI_NONAME: "check the spelling, or write the address itself",
 }
-
-Address: TypeAlias = "str | os.PathLike[str] | tuple[str | None, int] | socket.socket"
-
-
-@dataclass(frozen=True, slots=True)
-class TcpEndpoint:
-    """Where to listen: *host* (None is every interface, both families) and *port* (0 is any free one)."""
-
-    host: str | None
-    port: int
-
-    def __str__(self) -> str:
-        return f"tcp://{_inet_text((self.host or '*', self.port))}"
-
-
-@dataclass(frozen=True, slots=True)
-class UnixEndpoint:
-    """Where to listen: *path*, whose inode gets *mode*; "\\0name" is an abstract name, open to every local user."""
-
-    path: str
-    mode: int = UNIX_MODE
-
-    def __str__(self) -> str:
-        text = _unix_text(self.path)
-        return text if self.mode == UNIX_MODE else f"{text.removesuffix('?')}?mode={self.mode:03o}"
-
-
-@dataclass(frozen=True, slots=True)
-class DescriptorEndpoint:
-    """A listening socket that this process has inherited as descriptor *fd*."""
-
-    fd: int
-
-    def __str__(self) -> str:
-        return f"fd://{self.fd}"
-
-
-@dataclass(frozen=True, slots=True)
-class SocketEndpoint:
-    """A bound socket that the caller has made."""
-
-    sock: socket.socket
-
-    def __str__(self) -> str:
-        return repr(self.sock)
-
-
-Endpoint: TypeAlias = TcpEndpoint | UnixEndpoint | DescriptorEndpoint | SocketEndpoint
-
-
-# --- from an address to endpoints, without I/O ------------------------------------------------------------------------
-
-
-def parse(
-    address: Address | Sequence[Address], *, kind: socket.SocketKind = socket.SOCK_STREAM
-) -> tuple[Endpoint, ...]:
-    """Return the endpoints that *address* means, without touching network or file system.
-
-    Args:
-        address: "tcp://host:port" (IPv6 in brackets, * for every interface), "unix:/path?mode=660" (octal),
-            "unix:@name" (abstract), "fd://3", a path with a "/" in it, a `pathlib.Path` (taken literally), a
-            (host, port) tuple (host "" or None is every interface), a bound socket; or a list of these.
-            In a string "?" begins the options: a path that has one itself is written with another at its end.
-        kind: what the server needs; only SOCK_STREAM is known.
-
-    Raises:
-        ValueError: the value means nothing; the text has it and says what to write instead.
-        TypeError: nothing of that type is an address.
-    """
-    if kind not in _PARSERS:
-        raise _bad(kind, "is no kind of socket that is known here", "pass kind=socket.SOCK_STREAM")
-    endpoints = tuple(_parse_one(one, kind) for one in (address if isinstance(address, list) else [address]))
-    if not endpoints:
-        raise _bad(address, "has no address in it", _ACCEPTED)
-    given = [one for one in endpoints if isinstance(one, DescriptorEndpoint | SocketEndpoint)]
-    if len(set(given)) < len(given):
-        raise _bad(address, "has one descriptor or socket twice", "give each of them once")
-    return endpoints
-
-
-def _bad(value: object, fact: str, remedy: str) -> ValueError:
-    return ValueError(f"{value!r} {fact}; {remedy}")
-
-
-def _parse_one(address: object, kind: socket.SocketKind) -> Endpoint:
-    if isinstance(address, str):
-        return _parse_text(address, kind)
-    if isinstance(address, tuple):
-        return _parse_pair(address)
-    if isinstance(address, os.PathLike):
-        path = os.fsdecode(address)
-        return _unix_endpoint(address, f"./{path}" if path.startswith("@") else path)
-    if isinstance(address, socket.socket):
-        return _parse_socket(address, kind)
-    raise TypeError(f"{address!r} is not an address; {_ACCEPTED}")
-
-
-def _parse_text(address: str, kind: socket.SocketKind) -> Endpoint:
-    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", address, re.DOTALL)
-    scheme, rest = (found[1].lower(), found[2]) if found else ("", "")
-    if parser := _PARSERS[kind].get(scheme):
-        return parser(address, rest)
-    if scheme in ("udp", "unixgram"):
-        raise _bad(address, "is a datagram endpoint and this is a stream server", "write tcp://host:port or unix:/path")
-    if "/" not in address:
-        host = "127.0.0.1" if address.startswith(":") else ""
-        port = "" if ":" in address else ":9999"
-        raise _bad(address, "has no scheme", f"write tcp://{host}{address}{port}, or ./{address} for a Unix socket")
-    if scheme:
-        raise _bad(address, f"has the unknown scheme {scheme!r}", "write tcp://host:port, unix:/path or fd://3")
-    return _parse_unix(address, address)
-
-
-def _parse_tcp(address: str, rest: str) -> TcpEndpoint:
-    host, colon, port = rest.removeprefix("//").rpartition(":")
-    if not rest.startswith("//") or not colon or port.endswith("]"):
-        raise _bad(address, "is not of the form tcp://host:port", "write for example tcp://localhost:9999")
-    if not host:
-        here, everywhere = f"tcp://127.0.0.1:{port}", f"tcp://*:{port}"
-        raise _bad(address, "has no host", f"write {here} for this machine only, {everywhere} for every interface")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if bracketed != (":" in host):
-        raise _bad(address, f"has the host {host!r}", "write IPv6, and nothing else, in brackets: tcp://[::1]:9999")
-    if not re.fullmatch(r"[0-9]{1,5}", port):
-        raise _bad(address, f"has the port {port!r}", "write a number from 0 to 65535, and nothing behind it")
-    return _tcp_endpoint(address, host[1:-1] if bracketed else host, int(port))
-
-
-def _parse_pair(address: tuple[Any, ...]) -> TcpEndpoint:
-    if len(address) != 2:
-        raise _bad(address, "is not (host, port)", "write two items, a zone with its host: ('fe80::1%eth0', 9999)")
-    host, port = address
-    if not isinstance(host, str | None) or not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"{address!r} is not (host, port); give a str or None, and an int")
-    return _tcp_endpoint(address, host, port)
-
-
-def _tcp_endpoint(address: object, host: str | None, port: int) -> TcpEndpoint:
-    if not 0 <= port <= 65535:
-        raise _bad(address, f"has the port {port}", "write a number from 0 to 65535")
-    if host in (None, "", "*"):
-        return TcpEndpoint(None, port)
-    if re.search(r"[\s\x00-\x20\x7f/?#@*\\\[\]]", host) or ("%" in host and ":" not in host):
-        raise _bad(address, f"has the host {host!r}", "write a name or an IP address, and nothing around it")
-    if ":" in host:
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError as error:
-            raise _bad(address, f"has the host {host!r}: {error}", "write an IPv6 address such as ::1")
-    return TcpEndpoint(host, port)
-
-
-def _parse_unix(address: str, rest: str) -> UnixEndpoint:
-    path = rest.removeprefix("//")
-    if path != rest and not path.startswith("/"):
-        raise _bad(address, "has a host, and Unix sockets have none", f"write unix:/{path}")
-    path, _, query = path.rpartition("?") if "?" in path else (path, "", "")
-    key, _, value = query.partition("=")
-    if query and key != "mode":
-        remedy = "the only one is ?mode=660; end a path that has a '?' itself with another '?'"
-        raise _bad(address, f"has the unknown option {key!r}", remedy)
-    if query and not re.fullmatch(r"0?[0-7]{3}", value):
-        raise _bad(address, f"has the mode {value!r}", "write three octal digits, such as ?mode=660")
-    abstract = path.startswith("@")
-    if abstract and query:
-        raise _bad(address, "gives a mode to an abstract name, which has none", "leave the mode out, or write a path")
-    return _unix_endpoint(address, path.removeprefix("@"), int(value, 8) if query else UNIX_MODE, abstract)
-
-
-def _unix_endpoint(address: object, path: str, mode: int = UNIX_MODE, abstract: bool = False) -> UnixEndpoint:
-    if _AF_UNIX is None or (abstract and sys.platform != "linux"):
-        raise _bad(address, f"is not possible on {sys.platform}", "write tcp://127.0.0.1:9999")
-    if not path or (path.endswith("/") and not abstract):
-        raise _bad(address, "names no socket", "write unix:/path, unix:./path or unix:@name")
-    if "\0" in path:
-        raise _bad(address, "has a NUL in its path", "remove it (an abstract name is written unix:@name)")
-    try:
-        size = len(os.fsencode(path))
-    except UnicodeEncodeError as error:
-        raise _bad(address, f"cannot be a file name ({error.reason})", "write it in other characters")
-    if size > UNIX_PATH_MAX:
-        remedy = "write a shorter one, or one relative to the working directory"
-        raise _bad(address, f"has a path of {size} bytes, and the kernel takes {UNIX_PATH_MAX}", remedy)
-    return UnixEndpoint(f"\0{path}" if abstract else path, mode)
-
-
-def _parse_fd(address: str, rest: str) -> DescriptorEndpoint:
-    if not re.fullmatch(r"//[0-9]{1,9}", rest):
-        raise _bad(address, "names no descriptor", "write its number, such as fd://3")
-    return DescriptorEndpoint(int(rest[2:]))
-
-
-def _parse_socket(sock: socket.socket, kind: socket.SocketKind) -> SocketEndpoint:
-    if sock.fileno() < 0:
-        raise _bad(sock, "is closed", "give an open one")
-    if hasattr(sock, "do_handshake"):  # an SSLSocket does its handshakes in accept(), one client after the other
-        raise TypeError(f"{sock!r} is a TLS socket; give the plain one, and the context as tls=")
-    if fault := _unfit(sock, kind):
-        raise _bad(sock, fault, _ACCEPTED)
-    if not _is_bound(sock):
-        raise _bad(sock, "is not bound", "call its bind() first, or give the address instead")
-    return SocketEndpoint(sock)
-
-
-def _is_bound(sock: socket.socket) -> bool:
-    try:
-        name = sock.getsockname()
-    except OSError:  # how Windows says no
-        return False
-    return bool(name[1] if isinstance(name, tuple) else name)
-
-
-def _unfit(sock: socket.socket, kind: socket.SocketKind) -> str:
-    if sock.type != kind:
-        return f"is of type {sock.type!r}, and this server needs {kind!r}"
-    if sock.family not in (socket.AF_INET, socket.AF_INET6, _AF_UNIX):
-        return f"is of family {sock.family!r}, and only AF_INET, AF_INET6 and AF_UNIX are served"
-    return ""
-
-
-#: What each kind of server understands. The datagram side adds a row, and shares the rules for paths.
-_PARSERS: dict[int, dict[str, Callable[[str, str], Endpoint]]] = {
-    socket.SOCK_STREAM: {"tcp": _parse_tcp, "unix": _parse_unix, "fd": _parse_fd},
-}
-
-
-# --- addresses as text ------------------------------------------------------------------------------------------------
-
-
-def describe(sock: socket.socket) -> str:
-    """Return the endpoint string of a bound socket: "tcp://[::1]:9999", "udp://…", "unix:/path", "unixgram:@name".
-
-    Raises:
-        OSError: the socket is closed.
-    """
-    stream, address = sock.type == socket.SOCK_STREAM, sock.getsockname()
-    if sock.family == _AF_UNIX:
-        return _unix_text(os.fsdecode(address), "unix" if stream else "unixgram")
-    return f"{'tcp' if stream else 'udp'}://{_inet_text(address)}"
-
-
-def peer_text(address: object) -> str:
-    """Return a peer's address for logs: "127.0.0.1:5000", "[::1]:5000", "unix:/path", or "unix" if it has no name.
-
-    A peer chooses the path it binds, so that is escaped to printable ASCII; the text has at most 200 characters.
-
-    Args:
-        address: what `accept` or `recvfrom` returned.
-    """
-    if isinstance(address, tuple):
-        return _inet_text(address)[:LOGGED_TEXT_MAX]
-    if not isinstance(address, str | bytes) or not address:
-        return "unix"
-    name = os.fsdecode(address)
-    name = f"@{name[1:]}" if name.startswith("\0") else name
-    return f"unix:{ascii(name)[1:-1]}"[:LOGGED_TEXT_MAX]
-
-
-def _inet_text(address: tuple[Any, ...]) -> str:
-    host, port, *rest = address
-    if rest and rest[-1]:
-        host = f"{host}%{rest[-1]}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _unix_text(path: str, scheme: str = "unix") -> str:
-    """Return the string that `parse` takes for *path*: the rules of `_parse_unix`, backwards."""
-    if path.startswith("\0"):
-        path = f"@{path[1:]}"
-    elif path.startswith("//"):
-        path = f"//{path}"
-    return f"{scheme}:{path}?" if "?" in path else f"{scheme}:{path}"
-
-
-# --- from endpoints to sockets ----------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
@@ -430,7 +147,7 @@ def _named(endpoint: Endpoint, error: OSError) -> OSError:
 def _prepare(sock: socket.socket) -> None:
     """Make *sock* non-blocking and give it what accepted sockets inherit; before it listens, so that the first do."""
     sock.setblocking(False)
-    if sock.family != _AF_UNIX:
+    if sock.family != AF_UNIX:
         for level, name, value in CONNECTION_OPTIONS:
             try:
                 sock.setsockopt(level, getattr(socket, name), value)
@@ -453,7 +170,7 @@ def _adopt(fd: int, undo: ExitStack) -> socket.socket:
         remedy = "pass a listening socket, as systemd's socket units do"
         raise OSError(error.errno, f"is no open socket ({error.strerror}); {remedy}")
     undo.callback(sock.detach)  # if it is refused, or another endpoint fails, it stays open
-    if fault := _unfit(sock, socket.SOCK_STREAM):
+    if fault := unfit(sock, socket.SOCK_STREAM):
         raise OSError(errno.EINVAL, f"{fault}; pass another one")
     if not _is_listening(sock):
         raise OSError(errno.EINVAL, "is not a listening socket; let its maker call listen() (systemd: Accept=no)")
@@ -535,7 +252,7 @@ def _listen(family: int, host: str, port: int, backlog: int, reuse_port: bool) -
 
 def _bind_unix(endpoint: UnixEndpoint, backlog: int, undo: ExitStack) -> BoundSocket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound = BoundSocket(sock, endpoint.path, _unix_text(endpoint.path))
+    bound = BoundSocket(sock, endpoint.path, unix_text(endpoint.path))
     undo.callback(bound.close)
     _prepare(sock)
     if endpoint.path.startswith("\0"):

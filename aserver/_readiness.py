@@ -1,7 +1,7 @@
 """The seam: wait until a socket is ready, run a task, tell the time. The only file that imports asyncio.
 
-Two bodies for one contract. `_AsyncioLoop` is for asyncio and uvloop: a socket is registered with the loop once, its
-callback reads at once and wakes whoever waits. `_GenericLoop` is for trio and whatever else anyio runs on: wait, then
+Two bodies for one contract. `_EpollLoop` is for asyncio and uvloop on Linux: a socket is registered once, its callback
+reads at once and wakes whoever waits. `_GenericLoop` is for trio and whatever else anyio runs on: wait, then
 read. Everything above this file is written once and cannot tell them apart; without the first body everything would
 still work on asyncio through the second, only slower. No policy lives here: no limit, no error wording, no buffer.
 Imported by the rooms of the server; imports nothing of ours.
@@ -10,6 +10,7 @@ Imported by the rooms of the server; imports nothing of ours.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -76,28 +77,27 @@ class Loop(Protocol):
         """Tell whether the cancellation that was just caught in this task had been asked for from outside it."""
 
 
-class _AsyncioWatch:
-    """A socket on asyncio or uvloop, registered at the first wait and then left so: two epoll_ctl calls a
-    connection, not two a message.
+class _EpollWatch:
+    """A socket in the epoll set, registered at its first wait and then left there: two epoll_ctl calls a connection,
+    not two a message.
     """
 
-    __slots__ = ("_fd", "_loop", "_on_readable", "_reader", "_writer", "feeding")
+    __slots__ = ("_fd", "_house", "_on_readable", "_reader", "_sock", "_writing", "feeding")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, on_readable: Callable[[], bool]
-    ) -> None:
-        self._loop = loop
+    def __init__(self, house: _EpollLoop, sock: socket.socket, on_readable: Callable[[], bool]) -> None:
+        self._house = house
+        self._sock = sock
         self._fd = sock.fileno()
         self._on_readable = on_readable
         self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
+        self._writing = False
         self.feeding = False
 
     def wait_readable(self) -> Awaitable[object]:
         if not self.feeding:
-            self._loop.add_reader(self._fd, self._readable)
+            self._house.register(self._fd, self._readable)
             self.feeding = True
-        self._reader = reader = self._loop.create_future()
+        self._reader = reader = self._house.create_future()
         return reader
 
     def _readable(self) -> None:
@@ -111,54 +111,74 @@ class _AsyncioWatch:
                 pass  # its task was cancelled in this turn; what was read waits for the next receive
 
     async def wait_writable(self) -> None:
-        self._writer = writer = self._loop.create_future()
-        self._loop.add_writer(self._fd, _release, writer)
+        self._writing = True
         try:
-            await writer
+            await _wait_writable(self._sock)
         finally:
-            if self._writer is writer:  # close() has removed it otherwise, and the number may be another socket's
-                self._writer = None
-                self._loop.remove_writer(self._fd)
+            self._writing = False
 
     def pause(self) -> None:
         if self.feeding:
             self.feeding = False
-            self._loop.remove_reader(self._fd)
+            self._house.unregister(self._fd)
 
     def wake(self) -> None:
-        for waiter in (self._reader, self._writer):
-            if waiter is not None:
-                _release(waiter)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+        if self._writing:
+            anyio.notify_closing(self._sock)
 
     def close(self) -> None:
         self.pause()
-        self._on_readable = _nothing  # the callback can outlive this by a turn of the loop; and no cycle is left
+        self._on_readable = _nothing  # no cycle is left
         self.wake()
-        if self._writer is not None:
-            self._writer = None
-            self._loop.remove_writer(self._fd)
 
 
 def _nothing() -> bool:
     return True
 
 
-def _release(waiter: asyncio.Future[None]) -> None:
-    # Done already when its task was cancelled, or woken, in the same turn.
-    if not waiter.done():
-        waiter.set_result(None)
+class _EpollLoop:
+    """asyncio and uvloop on Linux: the sockets are in an epoll set of our own, and the loop watches that set.
 
+    One level more than `loop.add_reader` for each socket, and cheaper from the first connection: registering costs one
+    system call in place of four in uvloop (and a handle of 500 bytes), a ready socket costs one call of Python in place
+    of a Handle run in a context. Measured against add_reader: a line 1 % (uvloop) and 6 % (asyncio) less, a connection
+    5 % less.
 
-class _AsyncioLoop:
-    """asyncio and uvloop. Tasks are the loop's own (3 µs against 12 to 15 in an anyio task group), which keeps only weak
-    references to them: who spawns one holds it and sees to its end.
+    Tasks are the loop's own (3 µs against 12 to 15 in an anyio task group), which keeps only weak references to them:
+    who spawns one holds it and sees to its end.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.create_future = loop.create_future
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[], object]] = {}
+        loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    def _dispatch(self) -> None:
+        callbacks = self._callbacks
+        for fd, _ in self._epoll.poll(0):
+            # Gone if an earlier callback of this round closed it. If it also gave the number to a new socket, that one
+            # is asked once for nothing.
+            if (callback := callbacks.get(fd)) is not None:
+                callback()
+
+    def register(self, fd: int, callback: Callable[[], object]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def unregister(self, fd: int) -> None:
+        del self._callbacks[fd]
+        self._epoll.unregister(fd)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
 
     def watch(self, sock: socket.socket, on_readable: Callable[[], bool]) -> Watch:
-        return _AsyncioWatch(self._loop, sock, on_readable)
+        return _EpollWatch(self, sock, on_readable)
 
     async def pump(self, sock: socket.socket, on_readable: Callable[[], bool]) -> None:
         fd = sock.fileno()
@@ -168,11 +188,11 @@ class _AsyncioLoop:
             if not done.done() and not on_readable():
                 done.set_result(None)
 
-        self._loop.add_reader(fd, readable)
+        self.register(fd, readable)
         try:
             await done
         finally:
-            self._loop.remove_reader(fd)
+            self.unregister(fd)
 
     def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Task:
         return self._loop.create_task(func(*args))
@@ -183,6 +203,13 @@ class _AsyncioLoop:
     def cancelling(self) -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
+
+
+async def _wait_writable(sock: socket.socket) -> None:
+    try:
+        await anyio.wait_writable(sock)
+    except anyio.ClosedResourceError:  # wake() was called: that is what it does to a wait
+        return
 
 
 class _GenericWatch:
@@ -203,11 +230,8 @@ class _GenericWatch:
             return
         self._on_readable()
 
-    async def wait_writable(self) -> None:
-        try:
-            await anyio.wait_writable(self._sock)
-        except anyio.ClosedResourceError:  # as above
-            return
+    def wait_writable(self) -> Awaitable[object]:
+        return _wait_writable(self._sock)
 
     def pause(self) -> None:
         pass  # between two waits nobody looks at the socket anyway
@@ -266,11 +290,15 @@ async def open_loop(*, generic: bool = False) -> AsyncIterator[Loop]:
     """Give the `Loop` of the running event loop; its tasks must have ended when the block is left.
 
     Args:
-        generic: use the body that is written for any loop, also on asyncio.
+        generic: use the body that is written for any loop, also where there is a faster one.
     """
     loop = None if generic else _running_asyncio_loop()
-    if loop is not None:
-        yield _AsyncioLoop(loop)
+    if loop is not None and hasattr(select, "epoll"):
+        house = _EpollLoop(loop)
+        try:
+            yield house
+        finally:
+            house.close()
     else:
         async with anyio.create_task_group() as tasks:
             yield _GenericLoop(tasks)
@@ -278,9 +306,6 @@ async def open_loop(*, generic: bool = False) -> AsyncIterator[Loop]:
 
 def _running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        loop = asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
         return None  # trio
-    # Windows' default loop cannot watch sockets; anyio has a selector in a thread for it.
-    proactor = getattr(asyncio, "ProactorEventLoop", None)
-    return None if proactor is not None and isinstance(loop, proactor) else loop

@@ -18,7 +18,8 @@ from typing import Any, Literal, Self
 import anyio
 from anyio.abc import TaskStatus
 
-from ._endpoints import Address, BoundSocket, Endpoint, TcpEndpoint, UnixEndpoint, bind, parse, peer_text
+from ._addresses import Address, Endpoint, TcpEndpoint, UnixEndpoint, parse, peer_text
+from ._endpoints import BoundSocket, bind
 from ._errors import ListenerFailedError, ServerStateError, printable
 from ._handlers import Handler, adapt
 from ._limits import Gate, Limits, connection_capacity
@@ -319,33 +320,30 @@ class StreamServer:
         """The life of a connection, which holds its permit already: verify, handle, close, give the permit back."""
         admitted = False
         try:
-            admitted = await self._admit(stream)
+            verdict = self.verify_request(stream, stream.peer)
+            admitted = verdict if isinstance(verdict, bool) else bool(await verdict)
             if admitted:
+                if (waiting := self.connection_opened(stream, stream.peer)) is not None:
+                    await waiting
                 await self._handler(stream)
-                await stream.aclose()
+                if stream.unsent:
+                    await stream.aclose()
                 self._registry.completed += 1
+            else:
+                self._registry.rejected += 1
         except BaseException as exc:
             await self._raised(stream, exc)
         finally:
             stream.close_now()
             try:
-                if admitted:
-                    await self._hooked(stream, self.connection_closed)
+                if admitted and (waiting := self.connection_closed(stream, stream.peer)) is not None:
+                    await waiting
+            except BaseException as exc:
+                self._hook_raised(stream, exc)
             finally:
                 self._registry.leave(stream)
                 self._gate.leave(stream.peer)
                 self._ring()
-
-    async def _admit(self, stream: Stream) -> bool:
-        verdict = self.verify_request(stream, stream.peer)
-        if not isinstance(verdict, bool) and inspect.isawaitable(verdict):
-            verdict = await verdict
-        if not verdict:
-            self._registry.rejected += 1
-            return False
-        if (waiting := self.connection_opened(stream, stream.peer)) is not None:
-            await waiting
-        return True
 
     async def _raised(self, stream: Stream, exc: BaseException) -> None:
         """The error boundary: what a handler or hook raised ends here, whatever it is; only cancellation goes on."""
@@ -358,19 +356,18 @@ class StreamServer:
             logger.debug("%s: the connection of %s ended: %s", self.name, peer_text(stream.peer), printable(exc))
         else:
             self._registry.failed += 1
-            await self._hooked(stream, self.handle_error)
+            try:
+                if (waiting := self.handle_error(stream, stream.peer)) is not None:
+                    await waiting
+            except BaseException as hook_exc:
+                self._hook_raised(stream, hook_exc)
         if isinstance(exc, BaseExceptionGroup) and (inner := exc.subgroup(cancellation)) is not None:
             raise inner  # a task group of the handler was cancelled from outside, and failed on the way
 
-    async def _hooked(self, stream: Stream, hook: Callable[[Stream, Any], None | Awaitable[None]]) -> None:
-        """Call a hook after which nothing else may fail."""
-        try:
-            if (waiting := hook(stream, stream.peer)) is not None:
-                await waiting
-        except BaseException as exc:
-            if isinstance(exc, anyio.get_cancelled_exc_class()) and self._loop.cancelling():
-                raise
-            logger.exception("%s: a hook for %s raised", self.name, peer_text(stream.peer))
+    def _hook_raised(self, stream: Stream, exc: BaseException) -> None:
+        if isinstance(exc, anyio.get_cancelled_exc_class()) and self._loop.cancelling():
+            raise exc
+        logger.error("%s: a hook for %s raised", self.name, peer_text(stream.peer), exc_info=exc)
 
     def _ring(self) -> None:
         for listener in self._listeners:

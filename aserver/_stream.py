@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, NoReturn
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
+from ._addresses import peer_text
 from ._buffer import ReceiveBuffer
-from ._endpoints import peer_text
 from ._errors import BufferedDataError
 from ._limits import Limits
-from ._readiness import Loop, Task
+from ._outbox import Outbox
+from ._readiness import Loop
 
 __all__ = ["PeerCredentials", "Stream"]
 
@@ -62,15 +63,12 @@ class Stream(ByteStream):
         "_buffer",
         "_capacity",
         "_closed",
-        "_drained",
         "_eof",
         "_failure",
-        "_flush_armed",
-        "_flusher",
+        "_fresh",
         "_limits",
         "_loop",
-        "_outgoing",
-        "_outgoing_size",
+        "_outbox",
         "_receiving",
         "_sendable",
         "_sending",
@@ -96,19 +94,21 @@ class Stream(ByteStream):
         self._eof = False
         self._receiving = False
         self._streak = 0
+        self._fresh = True  # nothing was received yet: the first request is mostly there before its handler is
         self._asked = False  # input was taken since the last output: a request may be half-way
         # Sending
         self._sendable = True  # open, whole, not half-closed and nobody sending: what send() asks first, in one look
         self._sending = False
-        self._outgoing: list[bytes | memoryview] = []
-        self._outgoing_size = 0
-        self._flush_armed = False
-        self._flusher: Task | None = None
-        self._drained: anyio.Event | None = None
+        self._outbox: Outbox | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "broken" if self._failure else "ended" if self._eof else "open"
-        return f"<Stream {peer_text(self.peer)} {state} unread={self._buffer.size} unsent={self._outgoing_size}>"
+        return f"<Stream {peer_text(self.peer)} {state} unread={self._buffer.size} unsent={self.unsent}>"
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent but are not with the kernel yet (see `send`)."""
+        return 0 if self._outbox is None else self._outbox.size
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Stream(ByteStream):
         if self._receiving or self._closed:
             self._check_receivable()
         buffer = self._buffer
-        if self._watch.feeding and not buffer.size and not self._outgoing:
+        if not buffer.size and self._watch.feeding and (self._outbox is None or not self._outbox.size):
             # The usual case told in full, a peer that waits for each answer: one wait, one read, one line. Written with
             # the calls below it costs a quarter more Python.
             self._receiving = True
@@ -225,7 +225,7 @@ class Stream(ByteStream):
                 buffer.size = 0
                 self._asked = True
                 return data
-        while (line := buffer.take_until(b"\n", limit)) is None:
+        while not buffer.size or (line := buffer.take_until(b"\n", limit)) is None:
             if not await self._more(limit):
                 if iterating and not buffer.size:
                     raise StopAsyncIteration
@@ -259,7 +259,7 @@ class Stream(ByteStream):
         """
         self._receiving = True
         try:
-            if self._outgoing:
+            if self._outbox is not None and self._outbox.size:
                 await self.flush()
             if self._closed:
                 raise anyio.ClosedResourceError
@@ -268,19 +268,21 @@ class Stream(ByteStream):
             if self._eof:
                 return False
             self._capacity = need if need > READ_AHEAD else READ_AHEAD
-            if not self._watch.feeding:
+            if self._fresh or self.draining:
+                self._fresh = False
                 before = self._buffer.size
                 self._fill()
                 if self._buffer.size > before:
                     return True
-            if self.draining:
-                self._end_if_idle()
+                if self.draining:
+                    self._end_if_idle()
             if not self._eof and self._failure is None:
                 self._streak = 0
                 await self._watch.wait_readable()
         finally:
             self._receiving = False
-        return True
+        # At the end of the stream, if there is nothing to look at before, once more round would find the same.
+        return not self._eof or self._buffer.size > 0 or self._closed
 
     def _fill(self) -> bool:
         """Read once, without waiting; whether there is room for more. What goes wrong is told at the next receive."""
@@ -328,17 +330,8 @@ class Stream(ByteStream):
         if type(item) is not bytes:
             item = memoryview(item).cast("B")
         self._asked = False
-        if self._outgoing or self._buffer.size:
-            self._outgoing.append(bytes(item))  # the caller may change a bytearray as soon as we return
-            self._outgoing_size += len(item)
-            if self._buffer.size and self._outgoing_size < CORK_SIZE:
-                if not self._flush_armed:
-                    self._flush_armed = True
-                    self._loop.call_soon(self._flush_soon)
-                return
-            if self._push():
-                return
-        else:
+        outbox = self._outbox
+        if not self._buffer.size and (outbox is None or not outbox.size):
             try:
                 sent = self._sock.send(item)
             except (BlockingIOError, InterruptedError):
@@ -348,21 +341,23 @@ class Stream(ByteStream):
                 raise anyio.BrokenResourceError from exc
             if sent == len(item):
                 return
-            self._outgoing.append(memoryview(item)[sent:])
-            self._outgoing_size = len(item) - sent
-        await self._send_rest()
-
-    async def _send_rest(self) -> None:
+            outbox = outbox or self._open_outbox()
+            outbox.add(memoryview(item)[sent:])
+        else:
+            outbox = outbox or self._open_outbox()
+            outbox.cork(item if type(item) is bytes else bytes(item))  # who sent a bytearray may change it from now on
+            if (self._buffer.size and outbox.size < CORK_SIZE) or outbox.push():
+                return
         self._sending = True
         self._sendable = False
         try:
-            await self._drain()
+            await self._drain(outbox)
         except BaseException as exc:
             self._fail(exc)  # cancelled half-way, if not lost or closed
             raise
         finally:
             self._sending = False
-        self._sendable = self._failure is None and not self._closed
+        self._sendable = True
 
     async def flush(self) -> None:
         """Hand everything that was sent to the kernel, waiting while its buffer is full.
@@ -373,8 +368,23 @@ class Stream(ByteStream):
             raise anyio.ClosedResourceError
         if self._failure is not None:
             raise anyio.BrokenResourceError from self._failure
-        if self._outgoing and not self._push():
-            await self._drain()
+        if (outbox := self._outbox) is not None and outbox.size and not outbox.push():
+            await self._drain(outbox)
+
+    async def _drain(self, outbox: Outbox) -> None:
+        try:
+            await outbox.drain()
+        finally:
+            if outbox.size:  # cancelled: what is left of a flush goes out without us
+                outbox.flush_soon()
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._failure is not None:
+            raise anyio.BrokenResourceError from self._failure
+
+    def _open_outbox(self) -> Outbox:
+        self._outbox = outbox = Outbox(self._sock, self._watch, self._loop, self._fail)
+        return outbox
 
     async def send_eof(self) -> None:
         """Tell the peer that nothing more will come (half-close); receiving goes on.
@@ -398,70 +408,12 @@ class Stream(ByteStream):
             raise anyio.BrokenResourceError from self._failure
         raise anyio.ClosedResourceError  # closed, or send_eof() was called
 
-    def _push(self) -> bool:
-        """Hand the kernel as much of the queue as it takes, without waiting; whether that was all."""
-        outgoing = self._outgoing
-        data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
-        try:
-            sent = self._sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as exc:
-            self._fail(exc)
-            raise anyio.BrokenResourceError from exc
-        if sent == len(data):
-            outgoing.clear()
-            self._outgoing_size = 0
-            return True
-        outgoing[:] = [memoryview(data)[sent:]]
-        self._outgoing_size = len(data) - sent
-        return False
-
-    async def _drain(self) -> None:
-        """Wait until the queue is with the kernel. One task at a time writes; the others wait for it."""
-        while self._outgoing:
-            if self._drained is not None:
-                await self._drained.wait()
-            else:
-                self._drained = drained = anyio.Event()
-                try:
-                    await self._watch.wait_writable()
-                    if not self._closed and self._outgoing:
-                        self._push()
-                finally:
-                    self._drained = None
-                    drained.set()
-            if self._closed:
-                raise anyio.ClosedResourceError
-            if self._failure is not None:
-                raise anyio.BrokenResourceError from self._failure
-
-    def _flush_soon(self) -> None:
-        """What was corked goes out at the next turn of the loop, whatever the handler does."""
-        self._flush_armed = False
-        if not self._outgoing or self._closed or self._failure is not None or self._drained is not None:
-            return
-        try:
-            complete = self._push()
-        except anyio.BrokenResourceError:
-            return  # the next send, flush or receive says so
-        if not complete:
-            self._flusher = self._loop.spawn(self._flush_in_background)
-
-    async def _flush_in_background(self) -> None:
-        try:
-            await self._drain()
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass  # the next send, flush or receive says so
-        finally:
-            self._flusher = None
-
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
         """Send what is unsent and close. Never fails: where the peer is gone there is nothing left to do."""
         try:
-            if self._outgoing and not self._closed:
+            if self.unsent and not self._closed:
                 await self.flush()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass  # gone, or closed by somebody else meanwhile: in both cases what we came for
@@ -472,9 +424,9 @@ class Stream(ByteStream):
         """Close without waiting; unsent bytes go as far as the kernel takes them at once. Safe to call again."""
         if self._closed:
             return
-        if self._outgoing and self._failure is None:
+        if (outbox := self._outbox) is not None and outbox.size and self._failure is None:
             try:
-                self._push()
+                outbox.push()
             except anyio.BrokenResourceError:
                 pass  # closing is all that is left
         self._leave_socket()
@@ -505,15 +457,17 @@ class Stream(ByteStream):
             raise anyio.ClosedResourceError
         if self._receiving or self._sending:
             raise anyio.BusyResourceError("using")
-        if self._buffer.size or self._outgoing:
-            raise BufferedDataError(self._buffer.size, self._outgoing_size)
+        if self._buffer.size or self.unsent:
+            raise BufferedDataError(self._buffer.size, self.unsent)
         self._leave_socket()
         return self._sock
 
     def _leave_socket(self) -> None:
         self._closed = True
         self._sendable = False
-        self._outgoing.clear()
+        if self._outbox is not None:
+            self._outbox.close()
+            self._outbox = None
         self._watch.close()
 
     def _fail(self, cause: BaseException) -> None:
@@ -525,6 +479,8 @@ class Stream(ByteStream):
                 else RuntimeError("a send was cancelled half-way")
             )
         self._sendable = False
+        if self._outbox is not None:
+            self._outbox.close()
         self._watch.pause()
         self._watch.wake()
 

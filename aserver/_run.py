@@ -1,0 +1,397 @@
+"""From synchronous code: `run` serves until a signal says stop, `start_in_thread` serves beside the program.
+
+Lives here: which event loop is taken, what signals mean, and that the process leaves in bounded time. Must not live
+here: how a server stops (that is its `shutdown`), printing, reading of arguments. The command line and the package's
+door import it. No loop is imported, only asked for by its name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+from anyio.abc import TaskStatus
+from anyio.from_thread import start_blocking_portal
+
+from ._errors import ListenerFailedError, ServerStateError
+from ._server import DEFAULT_GRACE, KILL_GRACE, StreamServer
+
+__all__ = ["backend_options", "run", "run_servers", "start_in_thread"]
+
+logger = logging.getLogger("aserver")
+
+#: What a terminal, and what systemd, Docker and Kubernetes send to a program that is to stop.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Seconds beyond the grace after which the process is ended from outside of its event loop: what `shutdown` takes at
+#: most to cancel and to reset, and one more for the loop itself.
+OVERTIME = 2 * KILL_GRACE + 1.0
+#: Seconds for the last log lines to be written before the process ends by force: who reads them may have stopped.
+FLUSH_TIME = 1.0
+
+Server = TypeVar("Server", bound=StreamServer)
+
+
+def run(
+    *servers: StreamServer,
+    backend: str = "asyncio",
+    loop: str | Callable[[], Any] = "auto",
+    grace: float | None = DEFAULT_GRACE,
+) -> None:
+    """Serve until SIGINT (Ctrl-C) or SIGTERM, then let the open connections finish: the blocking entry point.
+
+    All servers are bound before one serves, all of them or none. The first signal begins `shutdown` of all at the same
+    time. A second one ends the process at once, by that signal: listening sockets are closed, Unix paths removed, and
+    nothing else is waited for. The signals' handlers of before are put back at the end.
+
+    Args:
+        servers: one server or several, each new; each serves once.
+        backend: "asyncio" or "trio".
+        loop: on asyncio "auto" (uvloop where it is installed), "asyncio", "uvloop", or a function that makes a loop.
+        grace: seconds that open connections get to finish; 0 cancels at once, None waits for ever.
+
+    Returns:
+        when all servers have been shut down, by a signal or by somebody inside, and every connection ended by itself.
+
+    Raises:
+        ValueError, TypeError: an argument cannot be right; nothing has been opened.
+        ModuleNotFoundError: the backend or loop that was asked for is not installed; nothing has been opened.
+        OSError: an address cannot be bound.
+        aserver.ListenerFailedError: all listening sockets of a server have failed; the others were shut down.
+        aserver.ServerStateError: a server has been opened before.
+        SystemExit: with status 1, and a line in the log: connections had to be cancelled, or reset, after the signal.
+        RuntimeError: an event loop runs in this thread; use ``async with server`` there.
+
+    Takes at most grace + 11 s from the signal on (cancelling and resetting take 5 s each where handlers resist). What
+    still runs then, a handler that swallows its cancellation, blocks the event loop or has left a thread behind, is
+    ended with the process: status 1 and a line in the log, no clean-up code. With a grace of None nothing is ended so.
+
+    Call it in the main thread: in another one Python delivers no signals, and somebody inside has to call `shutdown`.
+    """
+    run_servers(servers, backend, backend_options(backend, loop), grace)
+
+
+@contextmanager
+def start_in_thread(
+    server: Server,
+    *,
+    backend: str = "asyncio",
+    loop: str | Callable[[], Any] = "auto",
+    grace: float | None = DEFAULT_GRACE,
+) -> Iterator[Server]:
+    """Serve in an event loop of its own, in a thread of its own, while the block runs: for synchronous code and tests.
+
+    Args:
+        server: a new server; it serves once.
+        backend, loop: as for `run`.
+        grace: seconds that open connections get to finish when the block is left; 0 cancels at once, None waits for
+            ever.
+
+    Returns:
+        a context manager that gives the server, which accepts connections already.
+
+    Raises:
+        ValueError, TypeError, ModuleNotFoundError: as for `run`.
+        OSError: the address cannot be bound.
+        aserver.ListenerFailedError: all listening sockets have failed; raised when the block is left.
+
+    Leaving the block stops the server and waits for the thread; a handler that swallows its cancellation holds it up.
+    Signals are left alone. In the block use what does not wait (`server_address`, `endpoints`, `statistics`): the other
+    methods belong to the thread of the loop.
+    """
+    _check([server], grace)
+    with start_blocking_portal(backend, backend_options(backend, loop), name=f"aserver {server.name}") as portal:
+        with portal.wrap_async_context_manager(server):
+            serving, _ = portal.start_task(server.serve_forever)
+            try:
+                yield server
+            finally:
+                portal.call(_shut_down, server, grace)
+                serving.result()
+
+
+async def _shut_down(server: StreamServer, grace: float | None) -> None:
+    try:
+        await server.shutdown(grace)
+    except ServerStateError:  # it has failed, or somebody inside was first: serve_forever() tells when it is over
+        pass
+
+
+def backend_options(backend: str, loop: str | Callable[[], Any]) -> dict[str, Any]:
+    """Return what `anyio.run` takes as ``backend_options`` for this choice; see `run` for arguments and errors."""
+    if backend not in ("asyncio", "trio"):
+        raise ValueError(f"backend is {backend!r}; it must be 'asyncio' or 'trio'")
+    if isinstance(loop, str) and loop not in ("auto", "asyncio", "uvloop"):
+        raise ValueError(f"loop is {loop!r}; it must be 'auto', 'asyncio', 'uvloop' or a function that makes a loop")
+    if not isinstance(loop, str) and not callable(loop):
+        raise TypeError(f"loop is {loop!r}; it must be a name or a function that makes a loop")
+    if backend == "trio":
+        if loop != "auto":
+            raise ValueError(f"loop is {loop!r}, and trio has only its own; leave it out, or choose backend 'asyncio'")
+        if importlib.util.find_spec("trio") is None:
+            raise ModuleNotFoundError("trio is not installed; install it, or choose backend 'asyncio'", name="trio")
+        return {}
+    if callable(loop):
+        return {"loop_factory": loop}
+    installed = sys.platform != "win32" and importlib.util.find_spec("uvloop") is not None
+    if loop == "uvloop" and not installed:
+        raise ModuleNotFoundError("uvloop is not installed; install it, or choose loop 'asyncio'", name="uvloop")
+    return {"use_uvloop": loop != "asyncio" and installed}
+
+
+def _check(servers: Sequence[object], grace: object) -> None:
+    if not servers:
+        raise ValueError("there is no server to run; give at least one")
+    for server in servers:
+        if not isinstance(server, StreamServer):
+            raise TypeError(f"{server!r} is not a server; give an instance of aserver.StreamServer")
+    if len(set(servers)) < len(servers):
+        raise ValueError(f"{servers!r} has a server twice; give each of them once")
+    if grace is None:
+        return
+    if not isinstance(grace, int | float) or isinstance(grace, bool):
+        raise TypeError(f"grace is {grace!r}; it must be a number of seconds, or None")
+    if not grace >= 0:  # written so that NaN is refused, too
+        raise ValueError(f"grace is {grace!r}; it must be at least 0")
+
+
+def _log_listening(server: StreamServer) -> None:
+    logger.info("%s: listening on %s", server.name, ", ".join(server.endpoints))
+
+
+def run_servers(
+    servers: Sequence[StreamServer],
+    backend: str,
+    options: dict[str, Any],
+    grace: float | None,
+    on_listening: Callable[[StreamServer], None] = _log_listening,
+) -> None:
+    """Do what `run` promises with what `backend_options` gave; *on_listening* hears of each server once all listen."""
+    _check(servers, grace)
+    serving = _Run(servers, grace, on_listening)
+    with serving.overtime, serving.signals:
+        anyio.run(serving.main, backend=backend, backend_options=options)
+    serving.conclude()
+
+
+class _Run:
+    """One run of some servers: bind all, serve all, stop all."""
+
+    def __init__(
+        self, servers: Sequence[StreamServer], grace: float | None, on_listening: Callable[[StreamServer], None]
+    ) -> None:
+        self._servers = servers
+        self._grace = grace
+        self._on_listening = on_listening
+        self.overtime = _Overtime(grace, self._abandon)
+        self.signals = _Signals(self.overtime.begin, self._close_listeners)
+        self._serving: dict[StreamServer, anyio.CancelScope] = {}
+        self._stopping = False
+        self._failure: ListenerFailedError | None = None
+        self._cancelled = self._aborted = self._survivors = 0
+
+    async def main(self) -> None:
+        """Serve until all servers have ended."""
+        async with AsyncExitStack() as house:
+            for server in self._servers:
+                await house.enter_async_context(server)
+            for server in self._servers:
+                self._on_listening(server)
+            self._serving = {server: anyio.CancelScope() for server in self._servers}
+            async with anyio.create_task_group() as self._tasks:
+                for server in self._servers:
+                    await self._tasks.start(self._serve, server)
+                name = await self.signals.wait()
+                connections = sum(server.statistics().open for server in self._servers)
+                logger.info("%s: shutting down; open connections: %d", name, connections)
+                self._stop_all()
+            self.overtime.begin()
+            if self._survivors:
+                self._abandon(f"{self._survivors} handlers go on although cancelled and without their connection")
+
+    async def _serve(self, server: StreamServer, *, task_status: TaskStatus[Any]) -> None:
+        try:
+            with self._serving[server]:
+                await server.serve_forever(task_status=task_status)
+                self._survivors += server.statistics().open
+        except ListenerFailedError as exc:
+            self._failure = exc
+        del self._serving[server]
+        if self._failure is not None:
+            self._stop_all()
+        if not self._serving:
+            self._tasks.cancel_scope.cancel()
+
+    def _stop_all(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self.overtime.begin()
+            for server in self._serving:
+                self._tasks.start_soon(self._stop, server)
+
+    async def _stop(self, server: StreamServer) -> None:
+        try:
+            report = await server.shutdown(self._grace)
+        except ServerStateError:  # somebody inside was first, perhaps with more patience than ours
+            with anyio.move_on_after(self._grace):
+                await anyio.sleep_forever()
+            self._cancelled += server.statistics().open
+            if server in self._serving:
+                self._serving[server].cancel()
+        else:
+            self._cancelled += report.cancelled
+            self._aborted += report.aborted
+
+    def conclude(self) -> None:
+        """Tell the caller how it went."""
+        if self._failure is not None:
+            raise self._failure
+        if self._cancelled or self._aborted:
+            logger.warning(
+                "connections that did not end within the grace of %s s: %d (cancelled: %d, reset after that: %d)",
+                self._grace,
+                self._cancelled + self._aborted,
+                self._cancelled,
+                self._aborted,
+            )
+            raise SystemExit(1)
+
+    def _close_listeners(self) -> None:
+        for server in self._servers:
+            for bound in server._bound:
+                bound.close()
+
+    def _abandon(self, fact: str) -> None:
+        """End the process although something in it goes on: the one thing that cannot hang."""
+        self._close_listeners()
+        _last_words(f"{fact}; ending the process")
+        os._exit(1)
+
+
+class _Overtime:
+    """The clock that runs from the moment when the servers are told to stop; *expired* is called when it has run out.
+
+    A thread and no task, because what it guards against is a blocked event loop, or threads that the end of a loop, or
+    of the interpreter, would wait for. There is none before that moment: a program with a second thread cannot fork.
+    """
+
+    def __init__(self, grace: float | None, expired: Callable[[str], None]) -> None:
+        self._seconds = None if grace is None else min(grace + OVERTIME, threading.TIMEOUT_MAX)
+        self._expired = expired
+        self._timer: threading.Timer | None = None
+        self._returned = False
+
+    def __enter__(self) -> Self:
+        self._before = set(threading.enumerate())
+        return self
+
+    def begin(self) -> None:
+        """Start the clock unless it runs already."""
+        if self._timer is None and self._seconds is not None:
+            self._timer = threading.Timer(self._seconds, self._ring)
+            self._timer.daemon = True
+            _try_start(self._timer)
+
+    def _ring(self) -> None:
+        # After run() has returned the rest of the program may take its time; the end of the interpreter may not, which
+        # waits for threads, once it has declared the main one ended.
+        if not self._returned or not threading.main_thread().is_alive():
+            self._expired("the event loop is blocked, or a thread goes on, long after the grace")
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._returned = True
+        left = [thread for thread in threading.enumerate() if thread not in self._before and not thread.daemon]
+        if self._timer is not None and not left:
+            self._timer.cancel()
+
+
+class _Signals:
+    """SIGINT and SIGTERM, from before the event loop starts until after it has ended.
+
+    The handlers are Python's and not a loop's, so that a second signal also ends a program whose loop is blocked by a
+    handler, or has ended and waits for threads. A socket pair tells the loop of the first. Does nothing in a thread
+    that is not the main one.
+
+    Args:
+        on_first: called at the first signal, between two instructions of whatever runs.
+        on_second: called at the second one, before the process dies of it.
+    """
+
+    def __init__(self, on_first: Callable[[], None], on_second: Callable[[], None]) -> None:
+        self._on_first = on_first
+        self._on_second = on_second
+        self._first = True
+        self._pid = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._ear, self._mouth = socket.socketpair()
+        self._ear.setblocking(False)
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._received) or signal.SIG_DFL
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._ear.close()
+        self._mouth.close()
+
+    async def wait(self) -> str:
+        """Wait for the first signal; return its name."""
+        await anyio.wait_readable(self._ear)
+        return signal.Signals(self._ear.recv(1)[0]).name
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a child that a handler forked: the signal is its own, the socket its parent's
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+        elif self._first:
+            self._first = False
+            self._mouth.send(bytes([number]))
+            self._on_first()
+        else:
+            self._on_second()
+            _last_words()
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
+def _last_words(text: str = "") -> None:
+    """Log *text* and bring out all that is buffered, as far as that is possible in `FLUSH_TIME`."""
+
+    def say() -> None:
+        if text:
+            logger.critical("%s", text)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):  # nobody listens any more, or never did
+                pass
+
+    thread = threading.Thread(target=say, daemon=True)
+    if _try_start(thread):
+        thread.join(FLUSH_TIME)
+
+
+def _try_start(thread: threading.Thread) -> bool:
+    try:
+        thread.start()
+    except RuntimeError:  # the system has no thread to give; the end must come all the same
+        return False
+    return True
