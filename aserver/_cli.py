@@ -1,34 +1,29 @@
 """The command line: options and variables become the arguments of a server, a target becomes a server, `run` serves it.
 
-Lives here: reading options, importing the target, and the words for what is wrong with either. Must not live here: any
-default or bound that a room below has (they are read from its dataclass or signature), and serving. The only room that
-prints. Nobody imports it but `__main__` and the installed command.
+Lives here: the options, and the words for what is wrong with them. Must not live here: serving, importing the target,
+and what a room below knows already (the fields of the limits are read from their dataclass). The only room that prints.
+Nobody imports it but `__main__` and the installed command.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import logging
 import os
 import signal
 import sys
-import traceback
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
-from ._errors import ListenerFailedError, ServerStateError, TargetError, printable
+from ._errors import ListenerFailedError, ServerStateError, TargetError
 from ._limits import Limits
 from ._run import backend_options, run_servers
 from ._server import DEFAULT_BACKLOG, DEFAULT_GRACE, StreamServer
+from ._target import load, made_by
 
 __all__ = ["main"]
 
@@ -39,41 +34,47 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 #: The dataclasses of which every field is an option, by the name of the server's argument that they are.
-FIELDS_OF = {"limits": Limits}
+GROUPS = {"limits": Limits}
 
 _DESCRIPTION = "Serve an async function or a handler class on TCP and Unix sockets."
 _EPILOG = f"""\
-target:
-  An async function of the stream, a handler class, a server, or with --factory a function without arguments that
-  makes one of these. A module is looked for in the working directory, too; a file's own folder is on its path.
+TARGET is module:name or path/to/file.py:name. The name is that of an async
+function of the stream, of a handler class, of a server, or with --factory of
+a function without arguments that makes one of these; it may have dots in it.
+Modules are looked for in the working directory, too; what a file imports is
+looked for in its own folder.
 
-endpoints:
-  tcp://127.0.0.1:9999   tcp://[::1]:0   tcp://*:9999   unix:./x.sock?mode=660   unix:@abstract   fd://3
-  Port 0 takes any free one. Each address is printed as soon as it listens. Without endpoints: {DEFAULT_ENDPOINT}
+ENDPOINT is tcp://127.0.0.1:9999, tcp://[::1]:0, tcp://*:9999, fd://3,
+unix:./my.sock?mode=660 or unix:@abstract; if there is none, it is
+{DEFAULT_ENDPOINT}. Port 0 is any free one. Each address is printed
+as soon as it listens. A server brings its own addresses and limits.
 
-signals:
-  SIGINT (Ctrl-C) and SIGTERM stop accepting and let open connections finish; a second one ends at once.
+The variable in brackets sets the same as its option. The option wins; an
+empty variable counts as unset.
 
-exit status:
-  0  all connections had ended by themselves      2  the target, an address or an option is wrong
-  1  some had to be cancelled or reset, or all sockets of the server failed, or the target's own code raised
+SIGINT (Ctrl-C) and SIGTERM stop accepting and let open connections end; a
+second one ends the process at once. The exit status is
+  0  when all connections have ended by themselves;
+  1  when some had to be cancelled or reset, when all sockets of the server
+     failed, or when the target's own code raised;
+  2  when the target, an address or an option is wrong.
 
-The variable in brackets sets the same as the option; the option wins; an empty variable counts as unset.
+for example:
+  aserver upper.py:Upper tcp://127.0.0.1:9999 unix:./upper.sock
+  aserver --loop asyncio --grace 5 mypackage.services:echo tcp://*:7
 """
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option and its variable.
+    """One option and its environment variable.
 
     Args:
         name: as in --name.
-        convert: text to value; a ValueError says what is wrong with it.
-        default: the value when nobody says anything, and the one whose text --help shows.
-        metavar: what stands for the value; empty for a switch.
-        help: the text for --help, without default and variable.
+        convert: text to value; what it raises says what is wrong with the text.
+        default: its value when nobody says anything.
+        metavar: what stands for the value in --help; empty for a switch.
+        help: the text for --help, without the variable and mostly without the default.
     """
 
     name: str
@@ -94,46 +95,48 @@ class Option:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with these arguments (by default the process's own); return the exit status."""
+    """Do what the command line says (by default the process's own); return the exit status."""
     try:
         return _serve(arguments)
     except TargetError as exc:
         print(f"aserver: error: {' '.join(str(exc).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before run() had the signals, or in the target's own code: die of it, without a traceback
+    except KeyboardInterrupt:  # in the target's code, before run() has the signals: die of it, without a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
-        return 128 + signal.SIGINT
+        raise  # where that does not end a process
 
 
 def _serve(arguments: Sequence[str] | None) -> int:
     options = _options()
     given = _parser(options).parse_intermixed_args(arguments)
-    chosen = _chosen(options, given, os.environ)
-    target = _load(given.target)
+    chosen = _chosen(options, vars(given), os.environ)
+    target = load(given.target)
     if chosen["factory"]:
-        target = _made_by(given.target, target)
-    loop = chosen["loop"]
-    if ":" in loop:
-        loop = _load(loop)
-    with _usage_error(ValueError, TypeError, ModuleNotFoundError):
+        target = made_by(given.target, target)
+    loop = load(chosen["loop"]) if ":" in chosen["loop"] else chosen["loop"]
+    try:
         backend = backend_options(chosen["backend"], loop)
-    server = _server(given, target, chosen, [option for option in options if getattr(given, option.key) is not None])
-    logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=chosen["log_level"].upper())
-    logging.getLogger("aserver").setLevel(chosen["log_level"].upper())
+    except (ValueError, TypeError) as exc:
+        raise TargetError(str(exc))
+    server = _server(target, given, chosen)
+    # Now, so that a target that has configured logging keeps what it has.
+    level = chosen["log_level"].upper()
+    logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=level)
+    logging.getLogger("aserver").setLevel(level)
     return _run(server, chosen, backend)
 
 
 def _run(server: StreamServer, chosen: Mapping[str, Any], backend: dict[str, Any]) -> int:
     listening = False
 
-    def report(server: StreamServer) -> None:
+    def on_listening(server: StreamServer) -> None:
         nonlocal listening
         listening = True
         _print_addresses(server)
 
     try:
-        run_servers([server], chosen["backend"], backend, chosen["grace"], report)
+        run_servers([server], chosen["backend"], backend, chosen["grace"], on_listening)
     except ListenerFailedError:  # the server has logged it
         return 1
     except (OSError, ValueError, ServerStateError) as exc:
@@ -147,8 +150,37 @@ def _print_addresses(server: StreamServer) -> None:
     try:
         for endpoint in server.endpoints:
             print(f"listening on {endpoint}", flush=True)
-    except OSError:  # whoever read our output is gone (aserver | head): no reason not to serve
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays, so that the interpreter's last flush succeeds
+    except OSError:  # whoever read our output has gone (aserver ... | head): no reason not to serve
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _server(target: Any, given: argparse.Namespace, chosen: Mapping[str, Any]) -> StreamServer:
+    if isinstance(target, StreamServer):
+        _check_nothing_in_vain(given)
+        return target
+    name = given.target
+    if isinstance(target, type) and issubclass(target, StreamServer):
+        raise TargetError(f"{name!r} is a class of servers; name a server, or with --factory a function that makes one")
+    arguments: dict[str, Any] = {key: chosen[key] for key in ("backlog", "reuse_port")}
+    for argument, group in GROUPS.items():
+        arguments[argument] = group(**{each.name: chosen[each.name] for each in fields(group)})
+    try:
+        return StreamServer(given.endpoints or [DEFAULT_ENDPOINT], target, **arguments)
+    except ValueError as exc:
+        raise TargetError(str(exc))
+    except TypeError as exc:
+        makes = inspect.isroutine(target) and not inspect.iscoroutinefunction(target)
+        raise TargetError(f"{name!r} cannot be served: {exc}{'; use --factory if it makes one' if makes else ''}")
+
+
+def _check_nothing_in_vain(given: argparse.Namespace) -> None:
+    """Refuse what a server as target would not heed."""
+    if given.endpoints:
+        raise TargetError(f"{given.target!r} is a server with its own addresses; leave out {given.endpoints[0]!r}")
+    for key in ("backlog", "reuse_port", *(each.name for group in GROUPS.values() for each in fields(group))):
+        if key in vars(given):
+            option = f"--{key.replace('_', '-')}"
+            raise TargetError(f"{given.target!r} is a server with its own limits; leave out {option}")
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -157,50 +189,53 @@ def _print_addresses(server: StreamServer) -> None:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         raise TargetError(f"{message}; see aserver --help")
 
 
 def _options() -> list[Option]:
     """All options that have a variable; those of the dataclasses are made of their fields."""
     options = [
-        Option("factory", _switch, False, "", "the target is a function without arguments that makes what is served"),
-        Option("backend", str, "asyncio", "NAME", "asyncio or trio"),
-        Option("loop", str, "auto", "NAME", "on asyncio: auto (uvloop if installed), asyncio, uvloop, module:factory"),
-        Option("grace", _number(float, True), DEFAULT_GRACE, "SECONDS", "for open connections to end; none: for ever"),
-        Option("backlog", _number(int, False), DEFAULT_BACKLOG, "N", "connections that may wait in the kernel"),
-        Option("reuse-port", _switch, False, "", "let several processes listen on the same TCP port"),
+        Option("factory", _switch, False, "", "TARGET is a function without arguments that makes what is served"),
+        Option("backend", _backend, "asyncio", "NAME", "asyncio or trio"),
+        Option("loop", _loop, "auto", "NAME", "auto (uvloop where it is installed), asyncio, uvloop or module:factory"),
+        Option("grace", _number(float, 0, none=True), DEFAULT_GRACE, "SECONDS", "for open connections to end, or none"),
+        Option("backlog", _number(int, 1), DEFAULT_BACKLOG, "N", "connections that may wait in the kernel"),
+        Option("reuse-port", _switch, False, "", "let several processes listen on one TCP port"),
         Option("log-level", _level, "info", "LEVEL", ", ".join(LOG_LEVELS)),
     ]
-    for group in FIELDS_OF.values():
-        types_of = get_type_hints(group)
-        for field in fields(group):
-            kinds = get_args(types_of[field.name]) or (types_of[field.name],)
-            kind = float if float in kinds else int
-            convert = _checked(group, field.name, _number(kind, types.NoneType in kinds))
-            default = None if field.default is MISSING else field.default
-            options.append(Option(field.name.replace("_", "-"), convert, default, "N", field.metadata["help"]))
+    for group in GROUPS.values():
+        hints = get_type_hints(group)
+        for each in fields(group):
+            kinds = get_args(hints[each.name]) or (hints[each.name],)
+            number = _number(float if float in kinds else int, none=NoneType in kinds)
+            default = None if each.default is MISSING else each.default
+            name, text = each.name.replace("_", "-"), each.metadata["help"]
+            options.append(Option(name, _checked(group, each.name, number), default, "N", text))
     return options
 
 
 def _parser(options: list[Option]) -> _Parser:
     parser = _Parser(
         prog="aserver",
+        usage="aserver [OPTION ...] TARGET [ENDPOINT ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("target", metavar="TARGET", help="module:name or path/to/file.py:name")
-    parser.add_argument("endpoints", metavar="ENDPOINT", nargs="*", help="where a handler is served; see below")
-    parser.add_argument("--version", action="version", version=f"aserver {_version()}")
+    parser.add_argument("target", metavar="TARGET", help="what to serve: module:name or path/to/file.py:name")
+    parser.add_argument("endpoints", metavar="ENDPOINT", nargs="*", default=[], help="where to serve it")
+    parser.add_argument("--version", action="version", version=f"aserver {_version()}", help="print it and exit")
     for option in options:
-        shown = "none" if option.default is None else option.default
-        default = "" if "(default" in option.help or not option.metavar else f" (default: {shown})"
+        shown = f"{option.default:g}" if isinstance(option.default, float) else option.default
+        default = "" if not option.metavar or "default" in option.help else f" (default: {shown})"
         how: dict[str, Any] = {"metavar": option.metavar, "type": _for_argparse(option.convert)}
         if not option.metavar:
             how = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{option.name}", help=f"{option.help}{default} [{option.variable}]", **how)
+        text = f"{option.help}{default} [{option.variable}]".replace("%", "%%")
+        parser.add_argument(f"--{option.name}", help=text, **how)
     return parser
 
 
@@ -208,24 +243,19 @@ def _version() -> str:
     try:
         return importlib.metadata.version("aserver-net")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return "(not installed, so of no known version)"
+        return "of no known version: it is not installed"
 
 
-def _chosen(options: list[Option], given: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, Any]:
+def _chosen(options: list[Option], given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """What each option is set to: by the command line, else by its variable, else by default."""
     chosen = {}
     for option in options:
-        value = getattr(given, option.key)
-        text = environment.get(option.variable, "")
-        if value is None and text:
+        chosen[option.key] = given.get(option.key, option.default)
+        if option.key not in given and (text := environment.get(option.variable)):
             try:
-                value = option.convert(text)
-            except ValueError as exc:
-                raise TargetError(f"environment variable {option.variable}: {exc}")
-        elif value is None:
-            chosen[option.key] = option.default
-            continue
-        chosen[option.key] = value
+                chosen[option.key] = option.convert(text)
+            except (ValueError, TypeError, ModuleNotFoundError) as exc:
+                raise TargetError(f"the environment variable {option.variable} is wrong: {exc}")
     return chosen
 
 
@@ -233,20 +263,60 @@ def _for_argparse(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     def converted(text: str) -> Any:
         try:
             return convert(text)
-        except ValueError as exc:
+        except (ValueError, TypeError, ModuleNotFoundError) as exc:
             raise argparse.ArgumentTypeError(str(exc))
 
     return converted
 
 
-def _number(kind: type[int] | type[float], may_be_none: bool) -> Callable[[str], Any]:
+def _number(kind: type[int] | type[float], least: int | None = None, *, none: bool = False) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
-        if may_be_none and text.lower() == "none":
+        if none and text.lower() == "none":
             return None
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{text!r} is not {what}{' and not none' if may_be_none else ''}")
+            number = None
+        if number is None or number != number:  # NaN is not equal to itself
+            remedy = f"write for example {least or 10}{', or none' if none else ''}"
+            raise ValueError(f"{text!r} is no {'whole ' if kind is int else ''}number; {remedy}")
+        if least is not None and number < least:
+            raise ValueError(f"{text!r} is too small; it must be at least {least}")
+        return number
 
     return convert
+
+
+def _checked(group: type, name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let the dataclass itself judge the value, so that its bounds are written once."""
+
+    def checked(text: str) -> Any:
+        value = convert(text)
+        group(**{name: value})
+        return value
+
+    return checked
+
+
+def _switch(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise ValueError(f"{text!r} is neither on nor off; write 1 or 0")
+    return words[text.lower()]
+
+
+def _level(text: str) -> str:
+    if text.lower() not in LOG_LEVELS:
+        raise ValueError(f"{text!r} is no log level; write one of {', '.join(LOG_LEVELS)}")
+    return text.lower()
+
+
+def _backend(text: str) -> str:
+    backend_options(text, "auto")
+    return text
+
+
+def _loop(text: str) -> str:
+    if ":" not in text:
+        backend_options("asyncio", text)
+    return text

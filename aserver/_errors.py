@@ -44,6 +44,6 @@ def printable(value: object) -> str:
     """Return *value* as ASCII text of one line and at most 200 characters, whatever a peer put into it."""
     try:
         text = ascii(value)
-    except Exception as exc:  # a hostile or broken __repr__ must not take the log line with it
+    except Exception as exc:  # noqa: BLE001 - a broken __repr__ must not take the log line with it
         text = f"<{type(value).__name__} whose repr raised {type(exc).__name__}>"
     return text if len(text) <= LOGGED_TEXT_MAX else f"{text[:LOGGED_TEXT_MAX]}... ({len(text)} characters)"

@@ -71,15 +71,14 @@ class Limits:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if value is None and each.default is None or value is None and each.name == "shed_after":
+            seconds = each.name == "shed_after"
+            if value is None and (each.default is None or seconds):
                 continue
-            number = (int, float) if each.name == "shed_after" else int
-            if isinstance(value, bool) or not isinstance(value, number):
-                raise TypeError(f"{each.name} is {value!r}; it must be a number")
-            if value < 1 and not (each.name == "shed_after" and value >= 0):
-                raise ValueError(
-                    f"{each.name} is {value!r}; it must be at least {0 if each.name == 'shed_after' else 1}"
-                )
+            if isinstance(value, bool) or not isinstance(value, (int, float) if seconds else int):
+                raise TypeError(f"{each.name} is {value!r}; it must be {'a number' if seconds else 'an integer'}")
+            lowest = 0 if seconds else 1
+            if not value >= lowest:  # also not a number
+                raise ValueError(f"{each.name} is {value!r}; it must be at least {lowest}")
 
 
 def connection_capacity(soft_descriptor_limit: int) -> int:

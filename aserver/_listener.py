@@ -30,8 +30,8 @@ logger = logging.getLogger("aserver")
 #: the p99 of a live client at 1.2 s in a flood of connects.
 ACCEPT_BATCH = 32
 ACCEPT_BUDGET = 0.001
-#: A batch begins with one, because an accept that finds nobody costs 4 µs, more than a turn of the loop; it doubles when
-#: so many in a row were full.
+#: A batch begins with one, as an accept that finds nobody costs 4 µs, more than a turn of the loop; it doubles when so
+#: many in a row were full.
 FULL_BATCHES = 4
 #: Clients that are turned away in a row when there is no descriptor for them: one costs about 10 µs.
 SHED_BATCH = 128
@@ -208,8 +208,9 @@ class Listener:
 
     def _warn(self, message: str, *details: object) -> None:
         if (held_back := self._may_log()) is not None:
-            more = f" ({held_back} more times since the last such line)" if held_back else ""
-            logger.warning(message + "%s", self.bound.endpoint, *details, more)
+            logger.warning(message, self.bound.endpoint, *details)
+            if held_back:
+                logger.debug("%s: %d such lines were held back", self.bound.endpoint, held_back)
 
 
 def _open_reserve() -> int:

@@ -24,7 +24,18 @@ class Outbox:
         size: how many bytes are unsent.
     """
 
-    __slots__ = ("_armed", "_chunks", "_closed", "_drained", "_flusher", "_loop", "_on_failure", "_sock", "_watch", "size")
+    __slots__ = (
+        "_armed",
+        "_chunks",
+        "_closed",
+        "_drained",
+        "_flusher",
+        "_loop",
+        "_on_failure",
+        "_sock",
+        "_watch",
+        "size",
+    )
 
     def __init__(
         self, sock: socket.socket, watch: Watch, loop: Loop, on_failure: Callable[[BaseException], None]

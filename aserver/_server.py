@@ -6,11 +6,10 @@ in the rooms below; here is the order of things, the error boundary around user 
 
 from __future__ import annotations
 
-import inspect
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,7 +17,7 @@ from typing import Any, Literal, Self
 import anyio
 from anyio.abc import TaskStatus
 
-from ._addresses import Address, Endpoint, TcpEndpoint, UnixEndpoint, parse, peer_text
+from ._addresses import Address, Endpoint, SocketEndpoint, TcpEndpoint, UnixEndpoint, parse, peer_text
 from ._endpoints import BoundSocket, bind
 from ._errors import ListenerFailedError, ServerStateError, printable
 from ._handlers import Handler, adapt
@@ -89,9 +88,9 @@ class StreamServer:
         reuse_port: bool = False,
         name: str | None = None,
     ) -> None:
-        if limits is not None and not isinstance(limits, Limits):
-            raise TypeError(f"limits is {limits!r}; it must be an aserver.Limits")
-        if not isinstance(backlog, int) or isinstance(backlog, bool) or backlog < 1:
+        _check("limits", limits, isinstance(limits, Limits | None), "an aserver.Limits")
+        _check("backlog", backlog, type(backlog) is int, "an integer of at least 1")
+        if backlog < 1:
             raise ValueError(f"backlog is {backlog!r}; it must be an integer of at least 1")
         self.name = type(self).__name__ if name is None else name
         self.limits = Limits() if limits is None else limits
@@ -119,18 +118,21 @@ class StreamServer:
         """Return whether the connection is to be served; if not it is closed. By default each is."""
         return True
 
-    def connection_opened(self, request: Stream, client_address: Any) -> None | Awaitable[None]:
+    def connection_opened(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
         """Called before the handler of a connection that `verify_request` let in; does nothing by default."""
+        return None
 
-    def connection_closed(self, request: Stream, client_address: Any) -> None | Awaitable[None]:
+    def connection_closed(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
         """Called after the connection was closed, if `connection_opened` was called; does nothing by default."""
+        return None
 
-    def handle_error(self, request: Stream, client_address: Any) -> None | Awaitable[None]:
+    def handle_error(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
         """Called while an exception of a handler or hook is being handled (``sys.exc_info()``); logs it by default.
 
         Not called for what is nobody's bug: a peer that resets or ends early, and cancellation.
         """
         logger.error("%s: the request of %s raised", self.name, peer_text(client_address), exc_info=True)
+        return None
 
     # -- life of the server --------------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class StreamServer:
             raise ServerStateError(self, "cannot be opened again", "make a new one")
         self._bound = await bind(self._endpoints, backlog=self._backlog, reuse_port=self._reuse_port)
         self._state = "open"
-        self._stopping, self._stopped = anyio.Event(), anyio.Event()
+        self._stopping, self._left, self._stopped = anyio.Event(), anyio.Event(), anyio.Event()
         self._house = AsyncExitStack()
         self._loop = await self._house.enter_async_context(open_loop())
         capacity = self.limits.max_connections or connection_capacity(_soft_descriptor_limit())
@@ -154,6 +156,9 @@ class StreamServer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with anyio.CancelScope(shield=True):
+            if self._state == "serving":  # in another task, which must leave the sockets before they are closed
+                self._stopping.set()
+                await self._left.wait()
             self._stop_accepting()
             await self._end_forcibly()
         # Nothing runs in it any more; so whatever left the block leaves it as it is, in no exception group.
@@ -190,6 +195,7 @@ class StreamServer:
                 acceptors.cancel_scope.cancel()
         finally:
             self._stop_accepting()
+            self._left.set()
         if failures and len(failures) == len(self._listeners):
             raise failures[-1]
         await self._stopped.wait()
@@ -331,14 +337,14 @@ class StreamServer:
                 self._registry.completed += 1
             else:
                 self._registry.rejected += 1
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - the error boundary: whatever user code raises ends here
             await self._raised(stream, exc)
         finally:
             stream.close_now()
             try:
                 if admitted and (waiting := self.connection_closed(stream, stream.peer)) is not None:
                     await waiting
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001 - as above
                 self._hook_raised(stream, exc)
             finally:
                 self._registry.leave(stream)
@@ -359,10 +365,10 @@ class StreamServer:
             try:
                 if (waiting := self.handle_error(stream, stream.peer)) is not None:
                     await waiting
-            except BaseException as hook_exc:
+            except BaseException as hook_exc:  # noqa: BLE001 - the boundary's own boundary
                 self._hook_raised(stream, hook_exc)
-        if isinstance(exc, BaseExceptionGroup) and (inner := exc.subgroup(cancellation)) is not None:
-            raise inner  # a task group of the handler was cancelled from outside, and failed on the way
+        if isinstance(exc, BaseExceptionGroup) and exc.subgroup(cancellation) and self._loop.cancelling():
+            raise _first_of(exc, cancellation)  # a task group of the handler was cancelled, and failed on the way
 
     def _hook_raised(self, stream: Stream, exc: BaseException) -> None:
         if isinstance(exc, anyio.get_cancelled_exc_class()) and self._loop.cancelling():
@@ -398,11 +404,27 @@ class UnixStreamServer(StreamServer):
         return _only(parse(address), TcpEndpoint, "UnixStreamServer", "TCPServer")
 
 
+def _check(name: str, value: object, fits: bool, what: str) -> None:
+    if not fits:
+        raise TypeError(f"{name} is {printable(value)}; it must be {what}")
+
+
 def _only(endpoints: tuple[Endpoint, ...], wrong: type, here: str, there: str) -> tuple[Endpoint, ...]:
+    unix = wrong is UnixEndpoint
     for endpoint in endpoints:
-        if isinstance(endpoint, wrong):
+        ready_made = isinstance(endpoint, SocketEndpoint) and (endpoint.sock.family == socket.AF_UNIX) == unix
+        if ready_made or isinstance(endpoint, wrong):
             raise ValueError(f"{here} cannot listen on {endpoint}; use {there}, or StreamServer for several kinds")
     return endpoints
+
+
+def _first_of(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException:
+    for each in group.exceptions:
+        if isinstance(each, kind):
+            return each
+        if isinstance(each, BaseExceptionGroup) and each.subgroup(kind):
+            return _first_of(each, kind)
+    raise LookupError(kind)
 
 
 def _is_network_end(exc: BaseException) -> bool:

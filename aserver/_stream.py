@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import ByteStream, SocketAttribute
 
 from ._addresses import peer_text
@@ -182,9 +183,10 @@ class Stream(ByteStream):
         """
         limit = self._limits.max_exact_size
         self._check_receivable()
-        while await self._more(limit + 1):
-            if self._buffer.size > limit:
-                raise anyio.DelimiterNotFound(limit)
+        while self._buffer.size <= limit and await self._more(limit + 1):
+            pass
+        if self._buffer.size > limit:
+            raise anyio.DelimiterNotFound(limit)
         return await self._taken(self._buffer.take(self._buffer.size))
 
     def readline(self, limit: int | None = None) -> Coroutine[Any, Any, bytes]:
@@ -211,7 +213,8 @@ class Stream(ByteStream):
         if self._receiving or self._closed:
             self._check_receivable()
         buffer = self._buffer
-        if not buffer.size and self._watch.feeding and (self._outbox is None or not self._outbox.size):
+        outbox = self._outbox
+        if not (buffer.size or self.draining or (outbox and outbox.size)) and self._watch.feeding:
             # The usual case told in full, a peer that waits for each answer: one wait, one read, one line. Written with
             # the calls below it costs a quarter more Python.
             self._receiving = True
@@ -247,7 +250,7 @@ class Stream(ByteStream):
         self._streak = 0
         self._receiving = True
         try:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         finally:
             self._receiving = False
 
@@ -259,7 +262,8 @@ class Stream(ByteStream):
         """
         self._receiving = True
         try:
-            if self._outbox is not None and self._outbox.size:
+            # What is corked goes out first; what another task is just sending is that task's to wait for.
+            if self.unsent and not self._sending:
                 await self.flush()
             if self._closed:
                 raise anyio.ClosedResourceError
@@ -268,21 +272,23 @@ class Stream(ByteStream):
             if self._eof:
                 return False
             self._capacity = need if need > READ_AHEAD else READ_AHEAD
-            if self._fresh or self.draining:
-                self._fresh = False
-                before = self._buffer.size
-                self._fill()
-                if self._buffer.size > before:
-                    return True
-                if self.draining:
-                    self._end_if_idle()
-            if not self._eof and self._failure is None:
-                self._streak = 0
-                await self._watch.wait_readable()
+            if (self._fresh or self.draining) and self._look():
+                return True
+            self._streak = 0
+            await self._watch.wait_readable()
         finally:
             self._receiving = False
         # At the end of the stream, if there is nothing to look at before, once more round would find the same.
         return not self._eof or self._buffer.size > 0 or self._closed
+
+    def _look(self) -> bool:
+        """Read once, without waiting; whether anything came: bytes, the end or an error."""
+        self._fresh = False
+        before = self._buffer.size
+        self._fill()
+        if self.draining:
+            self._end_if_idle()
+        return self._buffer.size > before or self._eof or self._failure is not None
 
     def _fill(self) -> bool:
         """Read once, without waiting; whether there is room for more. What goes wrong is told at the next receive."""
@@ -491,9 +497,7 @@ class Stream(ByteStream):
         self.draining = True
         self._watch.pause()
         if self._receiving and not self._closed:
-            if not self._asked and not self._buffer.size:
-                self._fill()  # what the peer sent before this moment is still served
-            self._end_if_idle()
+            self._look()  # what the peer sent before this moment is still served
             self._watch.wake()
 
     def end_input(self) -> None:

@@ -19,15 +19,17 @@ import pytest
 TIERS = [
     {"_errors"},
     {"_readiness"},
-    {"_tls", "_limits", "_timeouts", "_proxy", "_buffer", "_endpoints"},
+    {"_tls", "_limits", "_timeouts", "_proxy", "_buffer", "_addresses", "_endpoints"},
     {"_stream", "_datagram", "_listener"},
     {"_registry", "_handlers"},
     {"_server"},
-    {"_run"},
+    {"_run", "_target"},
     {"_cli"},
 ]
 #: Imports between two rooms of one row, each with its reason.
-NEIGHBOURS: dict[tuple[str, str], str] = {}
+NEIGHBOURS: dict[tuple[str, str], str] = {
+    ("_endpoints", "_addresses"): "one subject in two files: what an address means, and how it is bound",
+}
 
 LOOPS = {"asyncio", "uvloop", "trio"}
 LOOP_ROOM = "_readiness"

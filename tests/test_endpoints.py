@@ -1,4 +1,4 @@
-"""The promises of `aserver._endpoints`: what an address means, and what is bound, replaced, refused and left alone.
+"""What an address means, and what is bound, replaced, refused and left alone: `_addresses` and `_endpoints`.
 
 Peers are stdlib sockets. What needs another network (a narrow port range, a name with two addresses, no IPv6) runs in
 a child process in a network namespace of its own.
@@ -31,19 +31,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aserver import _endpoints
-from aserver._endpoints import (
-    BoundSocket,
+from aserver import _addresses, _endpoints
+from aserver._addresses import (
     DescriptorEndpoint,
     Endpoint,
     SocketEndpoint,
     TcpEndpoint,
     UnixEndpoint,
-    bind,
     describe,
     parse,
     peer_text,
 )
+from aserver._endpoints import BoundSocket, bind
 
 pytestmark = pytest.mark.anyio
 
@@ -298,7 +297,7 @@ def test_a_kind_that_is_not_known_is_refused() -> None:
 
 def test_the_longest_path_and_one_byte_more() -> None:
     """A path or abstract name as long as the kernel takes is accepted; a longer one is refused with both numbers."""
-    most = _endpoints.UNIX_PATH_MAX
+    most = _addresses.UNIX_PATH_MAX
     longest = "/" + "x" * (most - 1)
     assert parse(f"unix:{longest}") == (UnixEndpoint(longest),)
     for address in (f"unix:{longest}x", Path(f"{longest}x"), f"unix:{longest[:-1]}é", f"unix:@{longest}"):
@@ -527,7 +526,8 @@ def in_another_network(script: str) -> Any:
     """Run *script* in a network of its own whose loopback is up; return what it prints as JSON."""
     prelude = """
         import anyio, fcntl, json, socket, struct, subprocess, sys
-        from aserver._endpoints import bind, parse
+        from aserver._addresses import parse
+        from aserver._endpoints import bind
 
         def write(path, text):
             with open(path, "w") as file:
@@ -666,7 +666,7 @@ async def test_a_path_comes_and_goes(tmp_path: Path) -> None:
 
 async def test_a_relative_path_is_unlinked_from_wherever(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative path of the full length is bound as it was written, and unlinked although the directory changed."""
-    name = "x" * _endpoints.UNIX_PATH_MAX
+    name = "x" * _addresses.UNIX_PATH_MAX
     with closing(await open_one(f"unix:{name}")) as bound:
         assert bound.address == name == bound.sock.getsockname()
         assert talks(bound)
@@ -848,7 +848,8 @@ def test_a_forked_child_does_not_unlink(tmp_path: Path) -> None:
     """close() in a forked child closes the child's descriptor only; the parent's name and socket stay."""
     script = """
         import anyio, os, socket, sys
-        from aserver._endpoints import bind, parse
+        from aserver._addresses import parse
+        from aserver._endpoints import bind
         path = sys.argv[1]
         async def main():
             return await bind(parse("unix:" + path), backlog=1, reuse_port=False)
