@@ -136,7 +136,7 @@ class StreamWriter:
     async def write(self, data: bytes | bytearray | memoryview) -> int:
         """Send all of *data* (see `Stream.send`); return how many bytes that were."""
         await self._stream.send(data)
-        return len(data)
+        return len(data) if type(data) is bytes else memoryview(data).nbytes
 
     async def writelines(self, lines: Iterable[bytes]) -> None:
         """Send the *lines*, which bring their own line ends, in one piece."""

@@ -15,19 +15,15 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, closing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
 
 __all__ = ["Loop", "Task", "Watch", "open_loop"]
 
-
-class Task(Protocol):
-    """A running task, of which nothing is needed but that it can be told to end."""
-
-    def cancel(self) -> object:
-        """Ask the task to end: cancellation is raised in it where it waits."""
+#: A running task, of which nothing is known here but that `Loop.cancel` takes it.
+Task: TypeAlias = object
 
 
 class Watch(Protocol):
@@ -64,6 +60,8 @@ class _Sockets(Protocol):
 class _Tasks(Protocol):
     def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Task: ...
 
+    def cancel(self, task: Any) -> object: ...
+
     def call_soon(self, callback: Callable[[], None]) -> object: ...
 
     def cancelling(self) -> bool: ...
@@ -79,6 +77,8 @@ class Loop:
             False.
         spawn: ``spawn(func, *args)`` runs an async function as a `Task` of its own. It must not raise anything but its
             cancellation; who spawns it holds it, as asyncio has only weak references to tasks.
+        cancel: ``cancel(task)`` raises cancellation where the task waits; one that has not begun begins first, so that
+            its clean-up always runs.
         call_soon: ``call_soon(callback)`` calls back at the next turn of the loop.
         cancelling: whether the cancellation that was just caught in this task had been asked for from outside it.
     """
@@ -87,6 +87,7 @@ class Loop:
         self.watch = sockets.watch
         self.pump = sockets.pump
         self.spawn = tasks.spawn
+        self.cancel = tasks.cancel
         self.call_soon = tasks.call_soon
         self.cancelling = tasks.cancelling
 
@@ -101,10 +102,8 @@ async def open_loop(*, generic: bool = False) -> AsyncIterator[Loop]:
     trio = sys.modules.get("trio")
     if trio is not None and not trio.lowlevel.in_trio_run():
         trio = None
-    if generic or not hasattr(select, "epoll"):
-        async with anyio.create_task_group() as group:
-            yield Loop(_AnyioSockets(), _TaskGroupTasks(group, trio))
-    elif trio is None:
+    epoll = hasattr(select, "epoll") and not generic
+    if epoll and trio is None:
         loop = asyncio.get_running_loop()
         with closing(_EpollSockets(loop.create_future)) as sockets:
             loop.add_reader(sockets.fileno(), sockets.dispatch)
@@ -112,15 +111,29 @@ async def open_loop(*, generic: bool = False) -> AsyncIterator[Loop]:
                 yield Loop(sockets, _AsyncioTasks(loop))
             finally:
                 loop.remove_reader(sockets.fileno())
-    else:
-        with closing(_EpollSockets(lambda: _TrioWaiter(trio.lowlevel))) as sockets:
-            async with anyio.create_task_group() as group:
-                tasks = _TaskGroupTasks(group, trio)
+    elif epoll:
+        lowlevel = sys.modules["trio"].lowlevel
+        with closing(_EpollSockets(lambda: _TrioWaiter(lowlevel))) as sockets:
+            async with _task_group(trio) as tasks:
                 dispatcher = tasks.spawn(sockets.dispatch_forever)
                 try:
                     yield Loop(sockets, tasks)
                 finally:
-                    dispatcher.cancel()
+                    tasks.cancel(dispatcher)
+    else:
+        async with _task_group(trio) as tasks:
+            yield Loop(_AnyioSockets(), tasks)
+
+
+@asynccontextmanager
+async def _task_group(trio: Any) -> AsyncIterator[_TaskGroupTasks]:
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            try:
+                yield _TaskGroupTasks(group, trio)
+            finally:
+                # What leaves the block may be cancelled; that must not take the place of what it leaves with.
+                scope.shield = True
 
 
 # -- sockets -----------------------------------------------------------------------------------------------------------
@@ -149,7 +162,10 @@ class _TrioWaiter:
     def __await__(self) -> Generator[Any, Any, None]:
         if not self._done:
             self._task = self._lowlevel.current_task()
-            yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+            try:
+                yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+            finally:
+                self._task = None  # its frames lead back to us
 
     def _abort(self, _: object) -> Any:
         self._done = True
@@ -305,6 +321,8 @@ class _AnyioWatch:
         self._on_readable = on_readable
 
     async def wait_readable(self) -> None:
+        if self._sock.fileno() < 0:
+            return
         try:
             await anyio.wait_readable(self._sock)
         except anyio.ClosedResourceError:  # wake() was called: that is what it does to a wait
@@ -321,11 +339,14 @@ class _AnyioWatch:
         anyio.notify_closing(self._sock)
 
     def close(self) -> None:
+        self._on_readable = _nothing
         if self._sock.fileno() >= 0:
             anyio.notify_closing(self._sock)
 
 
 async def _wait_writable(sock: socket.socket) -> None:
+    if sock.fileno() < 0:
+        return
     try:
         await anyio.wait_writable(sock)
     except anyio.ClosedResourceError:  # as above
@@ -344,6 +365,10 @@ class _AsyncioTasks:
 
     def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Task:
         return self._create_task(func(*args))
+
+    def cancel(self, task: Any) -> object:
+        # Cancelled before its first step, a coroutine would never run; so behind that step in the loop's queue.
+        return self.call_soon(task.cancel)
 
     def cancelling(self) -> bool:
         task = asyncio.current_task()
@@ -370,6 +395,9 @@ class _TaskGroupTasks:
         scope = anyio.CancelScope()
         self._group.start_soon(self._run, scope, func, args)
         return scope
+
+    def cancel(self, task: Any) -> object:
+        return task.cancel()
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         async def call() -> None:

@@ -108,14 +108,12 @@ class Registry:
                 self._bell = anyio.Event()
             await self._bell.wait()
 
-    def cancel(self) -> int:
-        """Cancel the tasks of all open connections; return how many."""
-        for task in self._tasks.values():
-            task.cancel()
-        return len(self._tasks)
+    def tasks(self) -> list[Task]:
+        """Return the tasks of all open connections."""
+        return list(self._tasks.values())
 
     def abort(self) -> int:
         """Reset all open connections; return how many."""
-        for stream in self._tasks:
+        for stream in self:
             stream.abort()
-        return len(self._tasks)
+        return len(self)

@@ -258,13 +258,15 @@ class StreamServer:
         return ShutdownReport(finished=total - cancelled, cancelled=cancelled - aborted, aborted=aborted)
 
     async def _end_forcibly(self) -> tuple[int, int]:
-        cancelled = self._registry.cancel()
+        tasks = self._registry.tasks()
+        for task in tasks:
+            self._loop.cancel(task)
         with anyio.move_on_after(KILL_GRACE):
             await self._registry.wait_empty()
         aborted = self._registry.abort()
         with anyio.move_on_after(KILL_GRACE):
             await self._registry.wait_empty()
-        return cancelled, aborted
+        return len(tasks), aborted
 
     def suspend(self) -> None:
         """Accept nothing until `resume`; clients wait in the kernel's queue. Open connections go on."""
@@ -353,13 +355,14 @@ class StreamServer:
 
     async def _raised(self, stream: Stream, exc: BaseException) -> None:
         """The error boundary: what a handler or hook raised ends here, whatever it is; only cancellation goes on."""
-        cancellation = anyio.get_cancelled_exc_class()
-        if isinstance(exc, cancellation) and self._loop.cancelling():
+        cancelled, failure = _split(exc, anyio.get_cancelled_exc_class())
+        if cancelled is not None and not self._loop.cancelling():
+            cancelled, failure = None, exc  # nobody asked for it: the handler has raised it itself
+        if failure is None:
             self._registry.cancelled += 1
-            raise exc
-        if _is_network_end(exc):
+        elif _is_network_end(failure):
             self._registry.lost += 1
-            logger.debug("%s: the connection of %s ended: %s", self.name, peer_text(stream.peer), printable(exc))
+            logger.debug("%s: the connection of %s ended: %s", self.name, peer_text(stream.peer), printable(failure))
         else:
             self._registry.failed += 1
             try:
@@ -367,8 +370,8 @@ class StreamServer:
                     await waiting
             except BaseException as hook_exc:  # noqa: BLE001 - the boundary's own boundary
                 self._hook_raised(stream, hook_exc)
-        if isinstance(exc, BaseExceptionGroup) and exc.subgroup(cancellation) and self._loop.cancelling():
-            raise _first_of(exc, cancellation)  # a task group of the handler was cancelled, and failed on the way
+        if cancelled is not None:
+            raise cancelled
 
     def _hook_raised(self, stream: Stream, exc: BaseException) -> None:
         if isinstance(exc, anyio.get_cancelled_exc_class()) and self._loop.cancelling():
@@ -418,13 +421,15 @@ def _only(endpoints: tuple[Endpoint, ...], wrong: type, here: str, there: str) -
     return endpoints
 
 
-def _first_of(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException:
-    for each in group.exceptions:
-        if isinstance(each, kind):
-            return each
-        if isinstance(each, BaseExceptionGroup) and each.subgroup(kind):
-            return _first_of(each, kind)
-    raise LookupError(kind)
+def _split(exc: BaseException, kind: type[BaseException]) -> tuple[BaseException | None, BaseException | None]:
+    """Return what is of *kind* in *exc*, one of them for all, and what is not; a handler's task group mixes them."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return (exc, None) if isinstance(exc, kind) else (None, exc)
+    group, rest = exc.split(kind)
+    leaf: BaseException | None = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return leaf, rest
 
 
 def _is_network_end(exc: BaseException) -> bool:

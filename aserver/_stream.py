@@ -125,11 +125,11 @@ class Stream(ByteStream):
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes!r}; it must be at least 1")
-        self._check_receivable()
+        await self._begin_receiving()
         while not self._buffer.size:
             if not await self._more(0):
                 raise anyio.EndOfStream
-        return await self._taken(self._buffer.take(max_bytes))
+        return self._taken(self._buffer.take(max_bytes))
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Return exactly *nbytes* bytes.
@@ -145,11 +145,11 @@ class Stream(ByteStream):
                 f"receive_exactly({nbytes!r}) is outside 0 to {self._limits.max_exact_size} bytes; "
                 "raise Limits.max_exact_size if messages may be that large"
             )
-        self._check_receivable()
+        await self._begin_receiving()
         while self._buffer.size < nbytes:
             if not await self._more(nbytes):
                 raise anyio.IncompleteRead
-        return await self._taken(self._buffer.take(nbytes))
+        return self._taken(self._buffer.take(nbytes))
 
     async def receive_until(self, delimiter: bytes, max_bytes: int | None = None) -> bytes:
         """Return the bytes up to *delimiter*, which is taken too but not returned.
@@ -167,11 +167,11 @@ class Stream(ByteStream):
         if not delimiter:
             raise ValueError("the delimiter is empty; it must have at least one byte")
         limit = self._limits.max_line_size if max_bytes is None else max_bytes
-        self._check_receivable()
+        await self._begin_receiving()
         while (message := self._buffer.take_until(delimiter, limit)) is None:
             if not await self._more(limit):
                 raise anyio.IncompleteRead
-        return await self._taken(message[: -len(delimiter)])
+        return self._taken(message[: -len(delimiter)])
 
     async def receive_all(self) -> bytes:
         """Return everything up to the end of the stream.
@@ -182,12 +182,12 @@ class Stream(ByteStream):
         and what `receive` raises of a lost, closed or busy stream.
         """
         limit = self._limits.max_exact_size
-        self._check_receivable()
+        await self._begin_receiving()
         while self._buffer.size <= limit and await self._more(limit + 1):
             pass
         if self._buffer.size > limit:
             raise anyio.DelimiterNotFound(limit)
-        return await self._taken(self._buffer.take(self._buffer.size))
+        return self._taken(self._buffer.take(self._buffer.size))
 
     def readline(self, limit: int | None = None) -> Coroutine[Any, Any, bytes]:
         """Return the next line with its ``\\n``; at the end what is left without one, then ``b""``, like a file.
@@ -210,8 +210,8 @@ class Stream(ByteStream):
         return self._line(self._limits.max_line_size, True)
 
     async def _line(self, limit: int, iterating: bool) -> bytes:
-        if self._receiving or self._closed:
-            self._check_receivable()
+        if self._receiving or self._closed or self._streak >= YIELD_EVERY:
+            await self._begin_receiving()
         buffer = self._buffer
         outbox = self._outbox
         if not (buffer.size or self.draining or (outbox and outbox.size)) and self._watch.feeding:
@@ -235,24 +235,26 @@ class Stream(ByteStream):
                 return buffer.take(buffer.size)
         self._asked = True
         self._streak += 1
-        if self._streak >= YIELD_EVERY:
-            await self._yield()
         return line
 
-    async def _taken(self, message: bytes) -> bytes:
+    async def _begin_receiving(self) -> None:
+        """Refuse what cannot receive; let the others run when nothing had to be waited for in a long time."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._receiving:
+            raise anyio.BusyResourceError("receiving from")
+        if self._streak >= YIELD_EVERY:
+            self._streak = 0
+            self._receiving = True
+            try:
+                await anyio.lowlevel.checkpoint()
+            finally:
+                self._receiving = False
+
+    def _taken(self, message: bytes) -> bytes:
         self._asked = True
         self._streak += 1
-        if self._streak >= YIELD_EVERY:
-            await self._yield()
         return message
-
-    async def _yield(self) -> None:
-        self._streak = 0
-        self._receiving = True
-        try:
-            await anyio.lowlevel.checkpoint()
-        finally:
-            self._receiving = False
 
     async def _more(self, need: int) -> bool:
         """Wait until there may be more input; the one place where receiving waits. False at the end of the stream.
@@ -310,12 +312,6 @@ class Stream(ByteStream):
             return False
         buffer.feed(chunk)
         return buffer.size < READ_AHEAD or (self._receiving and buffer.size < self._capacity)
-
-    def _check_receivable(self) -> None:
-        if self._closed:
-            raise anyio.ClosedResourceError
-        if self._receiving:
-            raise anyio.BusyResourceError("receiving from")
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -397,22 +393,31 @@ class Stream(ByteStream):
 
         Raises what `flush` raises. To send afterwards is `anyio.ClosedResourceError`; to call it again does nothing.
         """
-        if self._sending:
-            raise anyio.BusyResourceError("sending to")
-        await self.flush()
-        self._sendable = False
+        if not self._sendable:
+            if self._failure is None and not self._closed and not self._sending:
+                return  # it was called before
+            self._refuse_to_send()
+        self._sending, self._sendable = True, False
         try:
+            await self.flush()
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:  # ENOTCONN: the peer has reset meanwhile
             self._fail(exc)
             raise anyio.BrokenResourceError from exc
+        except BaseException:
+            self._sendable = self._failure is None and not self._closed
+            raise
+        finally:
+            self._sending = False
 
     def _refuse_to_send(self) -> NoReturn:
+        if self._closed:
+            raise anyio.ClosedResourceError
         if self._sending:
             raise anyio.BusyResourceError("sending to")
-        if self._failure is not None and not self._closed:
+        if self._failure is not None:
             raise anyio.BrokenResourceError from self._failure
-        raise anyio.ClosedResourceError  # closed, or send_eof() was called
+        raise anyio.ClosedResourceError  # send_eof() was called
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

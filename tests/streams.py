@@ -32,6 +32,7 @@ from .conftest import LOOP_FACTORIES
 from .peers import TIMEOUT, Client, in_thread
 
 __all__ = [
+    "SAFETY",
     "Connection",
     "CountingSocket",
     "Seam",

@@ -16,7 +16,7 @@ import pytest
 from aserver._readiness import Loop, Watch, open_loop
 
 from . import streams
-from .streams import Seam, bounded, full, turns
+from .streams import SAFETY, Seam, bounded, full, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -426,7 +426,7 @@ async def test_shielded_wait(seam: Seam, anyio_backend: Any, ends: Ends) -> None
     ended: list[str] = []
 
     async def shielded(watch: Watch) -> None:
-        with anyio.CancelScope(shield=True):
+        with anyio.fail_after(SAFETY / 2, shield=True):
             while not reader.got:
                 await watch.wait_readable()
             ended.append("read")
@@ -442,7 +442,7 @@ async def test_shielded_wait(seam: Seam, anyio_backend: Any, ends: Ends) -> None
                 tasks.start_soon(shielded, watch)
                 await turns(3)
                 scope.cancel()
-                with anyio.CancelScope(shield=True):
+                with anyio.fail_after(SAFETY / 4, shield=True):
                     await turns(5)
                     assert ended == []
                     theirs.send(b"x")
@@ -591,7 +591,7 @@ async def test_cancelled_task(loop: Loop, after: int) -> None:
 
     task = loop.spawn(run)
     await turns(after)
-    task.cancel()
+    loop.cancel(task)
     await turns(5)
     assert log == ["started", True, "cleaned up"]
 
@@ -610,12 +610,12 @@ async def test_cancelling_twice_and_too_late(loop: Loop) -> None:
     short, long, other = loop.spawn(run, "short", 1), loop.spawn(run, "long", 1000), loop.spawn(run, "other", 8)
     await turns(4)
     assert ended == ["short"]
-    short.cancel()
-    long.cancel()
-    long.cancel()
+    loop.cancel(short)
+    loop.cancel(long)
+    loop.cancel(long)
     await until(lambda: len(ended) == 3)
     assert ended == ["short", "long", "other"]
-    other.cancel()
+    loop.cancel(other)
     await turns(3)
 
 

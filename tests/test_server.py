@@ -232,8 +232,8 @@ async def test_wrong_kind_of_ready_made_socket_for_the_class(tmp_path: Path) -> 
         ({"limits": {"max_connections": 5}}, TypeError, "limits is {'max_connections': 5}"),
         ({"backlog": 0}, ValueError, "backlog is 0; it must be an integer of at least 1"),
         ({"backlog": -1}, ValueError, "backlog is -1"),
-        ({"backlog": True}, ValueError, "backlog is True"),
-        ({"backlog": "5"}, ValueError, "backlog is '5'"),
+        ({"backlog": True}, TypeError, "backlog is True"),
+        ({"backlog": "5"}, TypeError, "backlog is '5'"),
     ],
 )
 def test_bad_options_fail_at_construction(options: dict[str, Any], error: type[Exception], text: str) -> None:
