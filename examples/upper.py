@@ -39,5 +39,5 @@ or, where there is no nc:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if sys.argv[1:] else 9999
-    print(HINT.format(port), flush=True)
+    print(HINT.format(port), end="", flush=True)
     aserver.run(aserver.TCPServer(("127.0.0.1", port), Upper))
