@@ -160,6 +160,12 @@ def adapt(handler: Handler, server: object) -> Callable[[Stream], Awaitable[None
         raise TypeError(
             f"the handler is {printable(handler)}; it must be an async function of the stream or a handler class"
         )
+    try:
+        inspect.signature(handler).bind(None)
+    except TypeError as exc:
+        raise TypeError(
+            f"the handler {printable(handler)} cannot be called with one argument, the stream: {exc}"
+        ) from None
     return cast("Callable[[Stream], Awaitable[None]]", handler)
 
 

@@ -79,7 +79,8 @@ class Listener:
         self._counters = counters
         self._shed_after = shed_after
         self._on_connection = on_connection
-        self._bell: anyio.Event | None = None
+        self._bell: anyio.CancelScope | None = None
+        self._rung = False
         self._reserve = _open_reserve()
         self._backoff = Backoff()
         self._batch, self._full_batches = 1, 0
@@ -98,7 +99,7 @@ class Listener:
                 await self._wait_for_permit()
             await self._loop.pump(self.bound.sock, self._accept_batch)
             if self._pause:
-                await self._rings_within(self._pause)
+                await self._rest(self._pause)
                 self._pause = 0.0
         raise ListenerFailedError(
             self._failure.errno, f"{self.bound.endpoint} accepts no more: {self._failure.strerror}"
@@ -107,7 +108,8 @@ class Listener:
     def ring(self, *, descriptor_freed: bool = False) -> None:
         """Look at the gate again. After a connection has closed, an accept that lacked a descriptor is tried again."""
         if self._bell is not None and (self._gate.open or descriptor_freed):
-            self._bell.set()
+            self._rung = True
+            self._bell.cancel()
 
     def close(self) -> None:
         """Close the socket and the reserve; accepting must have ended."""
@@ -118,17 +120,24 @@ class Listener:
 
     async def _wait_for_permit(self) -> None:
         while not self._gate.open:
-            suspended = self._gate.suspended
-            if not await self._rings_within(None if suspended else self._shed_after) and not self._gate.suspended:
-                shed = self._shed_waiting()
-                self._warn("%s: at its limit of %d connections; closed %d that waited", self._gate.capacity, shed)
+            patience = None if self._gate.suspended else self._shed_after
+            if not await self._rest(patience):
+                with anyio.CancelScope() as self._bell:
+                    await self._loop.pump(self.bound.sock, self._shed_at_limit)
+                self._bell = None
 
-    async def _rings_within(self, seconds: float | None) -> bool:
-        self._bell = bell = anyio.Event()
-        with anyio.move_on_after(seconds):
-            await bell.wait()
+    async def _rest(self, seconds: float | None) -> bool:
+        """Sleep for *seconds*, or until the bell rings; whether it did."""
+        self._rung = False
+        with anyio.move_on_after(seconds) as self._bell:
+            await anyio.sleep_forever()
         self._bell = None
-        return bell.is_set()
+        return self._rung
+
+    def _shed_at_limit(self) -> bool:
+        if not self._gate.open and not self._gate.suspended and (shed := self._shed_waiting()):
+            self._warn("%s: at its limit of %d connections; closed %d that waited", self._gate.capacity, shed)
+        return False
 
     def _accept_batch(self) -> bool:
         """Accept what is there; False when accepting has to pause."""

@@ -51,22 +51,6 @@ class Watch(Protocol):
         """Stop watching and end the waits under way; to be called before the socket is closed or handed on."""
 
 
-class _Sockets(Protocol):
-    def watch(self, sock: socket.socket, on_readable: Callable[[], bool]) -> Watch: ...
-
-    async def pump(self, sock: socket.socket, on_readable: Callable[[], bool]) -> None: ...
-
-
-class _Tasks(Protocol):
-    def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Task: ...
-
-    def cancel(self, task: Any) -> object: ...
-
-    def call_soon(self, callback: Callable[[], None]) -> object: ...
-
-    def cancelling(self) -> bool: ...
-
-
 class Loop:
     """What the house asks of an event loop.
 
@@ -83,7 +67,7 @@ class Loop:
         cancelling: whether the cancellation that was just caught in this task had been asked for from outside it.
     """
 
-    def __init__(self, sockets: _Sockets, tasks: _Tasks) -> None:
+    def __init__(self, sockets: _EpollSockets | _AnyioSockets, tasks: _AsyncioTasks | _TaskGroupTasks) -> None:
         self.watch = sockets.watch
         self.pump = sockets.pump
         self.spawn = tasks.spawn
@@ -116,6 +100,7 @@ async def open_loop(*, generic: bool = False) -> AsyncIterator[Loop]:
         with closing(_EpollSockets(lambda: _TrioWaiter(lowlevel))) as sockets:
             async with _task_group(trio) as tasks:
                 dispatcher = tasks.spawn(sockets.dispatch_forever)
+                dispatcher.shield = True  # it serves the clean-up of what is cancelled around it, too
                 try:
                     yield Loop(sockets, tasks)
                 finally:
@@ -391,7 +376,7 @@ class _TaskGroupTasks:
         # its handler and end there; so requests are protected, and it reaches the program's main task instead.
         self._run = run if trio is None else trio.lowlevel.enable_ki_protection(run)
 
-    def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Task:
+    def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> anyio.CancelScope:
         scope = anyio.CancelScope()
         self._group.start_soon(self._run, scope, func, args)
         return scope

@@ -1,8 +1,8 @@
 """From synchronous code: `run` serves until a signal says stop, `start_in_thread` serves beside the program.
 
-Lives here: which event loop is taken, what signals mean, and that the process leaves in bounded time. Must not live
-here: how a server stops (that is its `shutdown`), printing, reading of arguments. The command line and the package's
-door import it. No loop is imported, only asked for by its name.
+Lives here: which event loop is taken, and what several servers together do about signals and failures. Must not live
+here: how a server stops (that is its `shutdown`), how a signal arrives, printing, reading of arguments. The command
+line and the package's door import it. No loop is imported, only asked for by its name.
 """
 
 from __future__ import annotations
@@ -10,33 +10,26 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import signal
-import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
 from anyio.from_thread import start_blocking_portal
 
 from ._errors import ListenerFailedError, ServerStateError
+from ._process import Overtime, Signals, last_words
 from ._server import DEFAULT_GRACE, KILL_GRACE, StreamServer
 
 __all__ = ["backend_options", "run", "run_servers", "start_in_thread"]
 
 logger = logging.getLogger("aserver")
 
-#: What a terminal, and what systemd, Docker and Kubernetes send to a program that is to stop.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds beyond the grace after which the process is ended from outside of its event loop: what `shutdown` takes at
 #: most to cancel and to reset, and one more for the loop itself.
 OVERTIME = 2 * KILL_GRACE + 1.0
-#: Seconds for the last log lines to be written before the process ends by force: who reads them may have stopped.
-FLUSH_TIME = 1.0
 
 Server = TypeVar("Server", bound=StreamServer)
 
@@ -192,8 +185,8 @@ class _Run:
         self._servers = servers
         self._grace = grace
         self._on_listening = on_listening
-        self.overtime = _Overtime(grace, self._abandon)
-        self.signals = _Signals(self.overtime.begin, self._close_listeners)
+        self.overtime = Overtime(None if grace is None else grace + OVERTIME, self._abandon)
+        self.signals = Signals(self.overtime.begin, self._close_listeners)
         self._serving: dict[StreamServer, anyio.CancelScope] = {}
         self._stopping = False
         self._failure: ListenerFailedError | None = None
@@ -210,13 +203,21 @@ class _Run:
             async with anyio.create_task_group() as self._tasks:
                 for server in self._servers:
                     await self._tasks.start(self._serve, server)
-                name = await self.signals.wait()
-                connections = sum(server.statistics().open for server in self._servers)
-                logger.info("%s: shutting down; open connections: %d", name, connections)
-                self._stop_all()
+                with self.signals.waking():
+                    await self._obey()
             self.overtime.begin()
             if self._survivors:
-                self._abandon(f"{self._survivors} handlers go on although cancelled and without their connection")
+                self._abandon(f"handlers that go on although cancelled and without their connection: {self._survivors}")
+
+    async def _obey(self) -> None:
+        """Wait for the first signal and do what it says; then stay, so that the loop wakes up for a second one."""
+        while not (name := self.signals.first):
+            await self.signals.nudged()
+        connections = sum(server.statistics().open for server in self._servers)
+        logger.info("%s: shutting down; open connections: %d", name, connections)
+        self._stop_all()
+        while True:
+            await self.signals.nudged()
 
     async def _serve(self, server: StreamServer, *, task_status: TaskStatus[Any]) -> None:
         try:
@@ -273,125 +274,5 @@ class _Run:
     def _abandon(self, fact: str) -> None:
         """End the process although something in it goes on: the one thing that cannot hang."""
         self._close_listeners()
-        _last_words(f"{fact}; ending the process")
+        last_words(f"{fact}; ending the process")
         os._exit(1)
-
-
-class _Overtime:
-    """The clock that runs from the moment when the servers are told to stop; *expired* is called when it has run out.
-
-    A thread and no task, because what it guards against is a blocked event loop, or threads that the end of a loop, or
-    of the interpreter, would wait for. There is none before that moment: a program with a second thread cannot fork.
-    """
-
-    def __init__(self, grace: float | None, expired: Callable[[str], None]) -> None:
-        self._seconds = None if grace is None else min(grace + OVERTIME, threading.TIMEOUT_MAX)
-        self._expired = expired
-        self._timer: threading.Timer | None = None
-        self._returned = False
-
-    def __enter__(self) -> Self:
-        self._before = set(threading.enumerate())
-        return self
-
-    def begin(self) -> None:
-        """Start the clock unless it runs already."""
-        if self._timer is None and self._seconds is not None:
-            self._timer = threading.Timer(self._seconds, self._ring)
-            self._timer.daemon = True
-            _try_start(self._timer)
-
-    def _ring(self) -> None:
-        # After run() has returned the rest of the program may take its time; the end of the interpreter may not, which
-        # waits for threads, once it has declared the main one ended.
-        if not self._returned or not threading.main_thread().is_alive():
-            self._expired("the event loop is blocked, or a thread goes on, long after the grace")
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._returned = True
-        left = [thread for thread in threading.enumerate() if thread not in self._before and not thread.daemon]
-        if self._timer is not None and not left:
-            self._timer.cancel()
-
-
-class _Signals:
-    """SIGINT and SIGTERM, from before the event loop starts until after it has ended.
-
-    The handlers are Python's and not a loop's, so that a second signal also ends a program whose loop is blocked by a
-    handler, or has ended and waits for threads. A socket pair tells the loop of the first. Does nothing in a thread
-    that is not the main one.
-
-    Args:
-        on_first: called at the first signal, between two instructions of whatever runs.
-        on_second: called at the second one, before the process dies of it.
-    """
-
-    def __init__(self, on_first: Callable[[], None], on_second: Callable[[], None]) -> None:
-        self._on_first = on_first
-        self._on_second = on_second
-        self._first = True
-        self._pid = os.getpid()
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._ear, self._mouth = socket.socketpair()
-        self._ear.setblocking(False)
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                self._before[number] = signal.signal(number, self._received) or signal.SIG_DFL
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._ear.close()
-        self._mouth.close()
-
-    async def wait(self) -> str:
-        """Wait for the first signal; return its name."""
-        await anyio.wait_readable(self._ear)
-        return signal.Signals(self._ear.recv(1)[0]).name
-
-    def _received(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a child that a handler forked: the signal is its own, the socket its parent's
-            signal.signal(number, self._before[number])
-            signal.raise_signal(number)
-        elif self._first:
-            self._first = False
-            self._mouth.send(bytes([number]))
-            self._on_first()
-        else:
-            self._on_second()
-            _last_words()
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-
-def _last_words(text: str = "") -> None:
-    """Log *text* and bring out all that is buffered, as far as that is possible in `FLUSH_TIME`."""
-
-    def say() -> None:
-        if text:
-            logger.critical("%s", text)
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):  # nobody listens any more, or never did
-                pass
-
-    thread = threading.Thread(target=say, daemon=True)
-    if _try_start(thread):
-        thread.join(FLUSH_TIME)
-
-
-def _try_start(thread: threading.Thread) -> bool:
-    try:
-        thread.start()
-    except RuntimeError:  # the system has no thread to give; the end must come all the same
-        return False
-    return True

@@ -99,6 +99,8 @@ class StreamServer:
         self._backlog = backlog
         self._reuse_port = reuse_port
         self._state: Literal["new", "open", "serving", "stopping", "closed"] = "new"
+        self._forced = False
+        self._left: anyio.Event | None = None
         self._bound: list[BoundSocket] = []
         self._listeners: list[Listener] = []
         self._registry = Registry()
@@ -141,9 +143,14 @@ class StreamServer:
             raise ServerStateError(self, "cannot be opened again", "make a new one")
         self._bound = await bind(self._endpoints, backlog=self._backlog, reuse_port=self._reuse_port)
         self._state = "open"
-        self._stopping, self._left, self._stopped = anyio.Event(), anyio.Event(), anyio.Event()
+        self._stopping, self._stopped = anyio.Event(), anyio.Event()
         self._house = AsyncExitStack()
-        self._loop = await self._house.enter_async_context(open_loop())
+        try:
+            self._loop = await self._house.enter_async_context(open_loop())
+        except BaseException:
+            for bound in self._bound:
+                bound.close()
+            raise
         capacity = self.limits.max_connections or connection_capacity(_soft_descriptor_limit())
         self._gate = Gate(capacity, self.limits.max_connections_per_peer)
         self._listeners = [
@@ -156,10 +163,7 @@ class StreamServer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with anyio.CancelScope(shield=True):
-            if self._state == "serving":  # in another task, which must leave the sockets before they are closed
-                self._stopping.set()
-                await self._left.wait()
-            self._stop_accepting()
+            await self._stop_accepting()
             await self._end_forcibly()
         # Nothing runs in it any more; so whatever left the block leaves it as it is, in no exception group.
         await self._house.aclose()
@@ -184,7 +188,7 @@ class StreamServer:
                 return await self.serve_forever(task_status=task_status)
         if self._state != "open":
             raise ServerStateError(self, f"cannot serve: it is {self._state}", "make a new one")
-        self._state = "serving"
+        self._state, self._left = "serving", anyio.Event()
         failures: list[ListenerFailedError] = []
         try:
             async with anyio.create_task_group() as acceptors:
@@ -194,7 +198,7 @@ class StreamServer:
                 await self._stopping.wait()
                 acceptors.cancel_scope.cancel()
         finally:
-            self._stop_accepting()
+            self._close_listeners()
             self._left.set()
         if failures and len(failures) == len(self._listeners):
             raise failures[-1]
@@ -211,11 +215,20 @@ class StreamServer:
         finally:
             listener.close()
 
-    def _stop_accepting(self) -> None:
+    async def _stop_accepting(self) -> None:
+        self._close_gate()
+        if self._left is not None:
+            await self._left.wait()  # serve_forever() has to leave the sockets before they are closed
+        self._close_listeners()
+
+    def _close_gate(self) -> None:
         if self._state in ("open", "serving"):
             self._state = "stopping"
         self._gate.suspended = True
         self._stopping.set()
+
+    def _close_listeners(self) -> None:
+        self._close_gate()
         for listener in self._listeners:
             listener.close()
 
@@ -238,13 +251,17 @@ class StreamServer:
         """
         if self._state not in ("open", "serving"):
             raise ServerStateError(self, f"cannot be shut down: it is {self._state}", "do so once, while it is open")
-        serving = self._state == "serving"
-        self._state = "stopping"
-        self._gate.suspended = True
-        self._stopping.set()
-        if not serving:
-            self._stop_accepting()
+        self._close_gate()
         total = len(self._registry)
+        try:
+            await self._stop_accepting()
+            await self._let_finish(grace)
+            cancelled, aborted = await self._end_forcibly()
+        finally:  # also if whoever called us is cancelled; leaving ``async with`` then does the rest
+            self._stopped.set()
+        return ShutdownReport(finished=total - cancelled, cancelled=cancelled - aborted, aborted=aborted)
+
+    async def _let_finish(self, grace: float | None) -> None:
         with anyio.move_on_after(grace):
             for stream in self._registry:
                 stream.begin_draining()
@@ -253,11 +270,10 @@ class StreamServer:
             for stream in self._registry:
                 stream.end_input()
             await self._registry.wait_empty()
-        cancelled, aborted = await self._end_forcibly()
-        self._stopped.set()
-        return ShutdownReport(finished=total - cancelled, cancelled=cancelled - aborted, aborted=aborted)
 
     async def _end_forcibly(self) -> tuple[int, int]:
+        if self._forced:  # those who are left have survived it once
+            return 0, 0
         tasks = self._registry.tasks()
         for task in tasks:
             self._loop.cancel(task)
@@ -266,6 +282,7 @@ class StreamServer:
         aborted = self._registry.abort()
         with anyio.move_on_after(KILL_GRACE):
             await self._registry.wait_empty()
+        self._forced = True
         return len(tasks), aborted
 
     def suspend(self) -> None:

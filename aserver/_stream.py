@@ -123,6 +123,8 @@ class Stream(ByteStream):
             anyio.BusyResourceError: another task is receiving.
             ValueError: *max_bytes* is less than 1.
         """
+        if not isinstance(max_bytes, int):
+            raise TypeError(f"max_bytes is {max_bytes!r}; it must be an integer")
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes!r}; it must be at least 1")
         await self._begin_receiving()
@@ -264,15 +266,14 @@ class Stream(ByteStream):
         """
         self._receiving = True
         try:
-            # What is corked goes out first; what another task is just sending is that task's to wait for.
-            if self.unsent and not self._sending:
-                await self.flush()
             if self._closed:
                 raise anyio.ClosedResourceError
             if self._failure is not None:
                 raise anyio.BrokenResourceError from self._failure
             if self._eof:
                 return False
+            if self.unsent and not self._sending:
+                self._push()
             self._capacity = need if need > READ_AHEAD else READ_AHEAD
             if (self._fresh or self.draining) and self._look():
                 return True
@@ -384,6 +385,11 @@ class Stream(ByteStream):
         if self._failure is not None:
             raise anyio.BrokenResourceError from self._failure
 
+    def _push(self) -> None:
+        """Send what is corked before waiting for input, but do not wait for a peer that must send before it reads."""
+        if (outbox := self._outbox) is not None and not outbox.push():
+            outbox.flush_soon()
+
     def _open_outbox(self) -> Outbox:
         self._outbox = outbox = Outbox(self._sock, self._watch, self._loop, self._fail)
         return outbox
@@ -422,9 +428,12 @@ class Stream(ByteStream):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Send what is unsent and close. Never fails: where the peer is gone there is nothing left to do."""
+        """Send what is corked and close. Never fails: where the peer is gone there is nothing left to do.
+
+        A send of another task that waits is ended by `anyio.ClosedResourceError`; what it had left is not sent.
+        """
         try:
-            if self.unsent and not self._closed:
+            if self.unsent and not self._closed and not self._sending:
                 await self.flush()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass  # gone, or closed by somebody else meanwhile: in both cases what we came for
@@ -462,10 +471,13 @@ class Stream(ByteStream):
         Raises:
             aserver.BufferedDataError: received or unsent bytes are buffered, which would be lost.
             anyio.BusyResourceError: a task is receiving or sending.
+            anyio.BrokenResourceError: the connection was lost.
             anyio.ClosedResourceError: this stream is closed.
         """
         if self._closed:
             raise anyio.ClosedResourceError
+        if self._failure is not None:
+            raise anyio.BrokenResourceError from self._failure
         if self._receiving or self._sending:
             raise anyio.BusyResourceError("using")
         if self._buffer.size or self.unsent:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from aserver._limits import Limits
@@ -38,9 +39,10 @@ __all__ = [
     "Seam",
     "anyio_backend",
     "arrived",
-    "connection",
-    "full",
     "bounded",
+    "connection",
+    "fill",
+    "full",
     "loop",
     "narrow",
     "pair",
@@ -238,7 +240,7 @@ def bounded(test: Callable[..., Any]) -> Callable[..., Any]:
 async def turns(count: int) -> None:
     """Let the loop turn *count* times."""
     for _ in range(count):
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
 
 def queued(sock: socket.socket) -> int:
@@ -250,8 +252,8 @@ def queued(sock: socket.socket) -> int:
 
 async def arrived(sock: socket.socket, nbytes: int) -> None:
     """Wait until *nbytes* can be read from *sock* at once: loopback is fast, but promises nothing."""
-    while queued(sock) < nbytes:  # noqa: ASYNC110 - the kernel tells nobody but who reads
-        await anyio.sleep(0)
+    while queued(sock) < nbytes:
+        await anyio.lowlevel.checkpoint()
 
 
 def full(sock: socket.socket) -> bool:
@@ -268,6 +270,19 @@ def send_all(sock: socket.socket, byte: bytes = b"x", chunk: int = 4096) -> int:
                 sent += sock.send(byte * chunk)
             except BlockingIOError:
                 return sent
+
+
+async def fill(sock: socket.socket) -> int:
+    """Send until the kernel takes nothing more and stays so, as what is on its way arrives; how many bytes that was.
+
+    Not for a narrow TCP connection: there TCP goes on probing the window, and makes room for some bytes now and then.
+    """
+    sent, quiet = 0, 0
+    while quiet < 20:
+        more = send_all(sock, chunk=65536)
+        sent, quiet = sent + more, 0 if more or not full(sock) else quiet + 1
+        await turns(1)
+    return sent
 
 
 @contextlib.contextmanager

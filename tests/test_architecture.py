@@ -24,7 +24,8 @@ TIERS = [
     {"_stream", "_datagram", "_listener"},
     {"_registry", "_handlers"},
     {"_server"},
-    {"_run", "_target"},
+    {"_process", "_target"},
+    {"_run"},
     {"_cli"},
 ]
 #: Imports between two rooms of one row, each with its reason.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import anyio
 import pytest
 from hypothesis import example, given
@@ -26,7 +28,7 @@ def fed(*chunks: bytes) -> ReceiveBuffer:
 def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     """*data* in pieces, none of them empty."""
     places = sorted({place % (len(data) + 1) for place in cuts} | {0, len(data)})
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 class Model:

@@ -46,10 +46,10 @@ def test_every_bound_is_on_by_default() -> None:
 def test_whole_numbers(name: str, value: int, right: bool) -> None:
     """Each count and size is at least one; what is wrong, and how, is in the text."""
     if right:
-        assert getattr(Limits(**{name: value}), name) == value  # type: ignore[arg-type]  # the fields are checked one by one
+        assert getattr(Limits(**{name: value}), name) == value
     else:
         with pytest.raises(ValueError, match=f"^{name} is {value}; it must be at least 1$"):
-            Limits(**{name: value})  # type: ignore[arg-type]  # as above
+            Limits(**{name: value})
 
 
 @pytest.mark.parametrize("value, right", [(-0.001, False), (-1, False), (0, True), (0.001, True), (5, True)])
@@ -107,7 +107,7 @@ def test_limits_are_values() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         limits.max_connections = 4  # type: ignore[misc]  # that is the point
     with pytest.raises(TypeError):
-        Limits(3)  # type: ignore[misc]  # that is the point
+        Limits(3)  # type: ignore[call-arg]  # that is the point
 
 
 def test_every_field_explains_itself() -> None:

@@ -16,7 +16,7 @@ import pytest
 from aserver._readiness import Loop, Watch, open_loop
 
 from . import streams
-from .streams import SAFETY, Seam, bounded, full, turns
+from .streams import SAFETY, Seam, bounded, fill, full, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -43,8 +43,8 @@ class Reader:
 
 @pytest.fixture
 def ends(transport: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Our end and the peer's end of a connection that few bytes fill."""
-    ours, theirs = streams.pair(transport, narrow=True)
+    """Our end and the peer's end of a connection."""
+    ours, theirs = streams.pair(transport)
     with ours, theirs:
         yield ours, theirs
 
@@ -181,7 +181,7 @@ async def test_wait_writable(loop: Loop, ends: Ends) -> None:
     ours, theirs = ends
     watch = loop.watch(ours, Reader(ours))
     await watch.wait_writable()  # nothing is in the way
-    sent = streams.send_all(ours)
+    sent = await fill(ours)
     ended: list[str] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(waits, watch.wait_writable, ended)
@@ -200,7 +200,7 @@ async def test_reading_and_writing_at_once(loop: Loop, ends: Ends) -> None:
     ours, theirs = ends
     reader = Reader(ours)
     watch = loop.watch(ours, reader)
-    sent = streams.send_all(ours)
+    sent = await fill(ours)
     written: list[str] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(waits, watch.wait_writable, written)
@@ -227,7 +227,7 @@ async def test_woken(loop: Loop, ends: Ends, way: str, after: int) -> None:
     ours, _ = ends
     reader = Reader(ours)
     watch = loop.watch(ours, reader)
-    streams.send_all(ours)
+    await fill(ours)
     ended: list[str] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(waits, watch.wait_readable, ended)
@@ -321,7 +321,7 @@ async def test_number_used_again(loop: Loop, ends: Ends, waiting: str) -> None:
     ended: list[str] = []
     async with anyio.create_task_group() as tasks:
         if waiting == "writing":
-            streams.send_all(ours)
+            await fill(ours)
             tasks.start_soon(waits, watch.wait_writable, ended)
         elif waiting == "reading":
             tasks.start_soon(waits, watch.wait_readable, ended)
@@ -377,9 +377,9 @@ async def test_cancelled_wait_then_another(loop: Loop, ends: Ends, after: int) -
     ours, theirs = ends
     reader = Reader(ours)
     watch = loop.watch(ours, reader)
-    sent = streams.send_all(ours)
+    sent = await fill(ours)
+    ended: list[str] = []
     for _ in range(2):
-        ended: list[str] = []
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(waits, watch.wait_readable, ended)
             tasks.start_soon(waits, watch.wait_writable, ended)
@@ -437,7 +437,7 @@ async def test_shielded_wait(seam: Seam, anyio_backend: Any, ends: Ends) -> None
     with anyio.CancelScope() as scope:
         async with open_loop(generic=seam.generic) as opened:
             watch = opened.watch(ours, reader)
-            sent = streams.send_all(ours)
+            sent = await fill(ours)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(shielded, watch)
                 await turns(3)

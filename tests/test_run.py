@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,11 @@ async def stubborn(stream):
 
 async def blocking(stream):
     say("working")
-    time.sleep(3600)
+    block()
+
+def block():
+    while True:  # in one long sleep a signal that comes just before it would be forgotten
+        time.sleep(0.01)
 
 """
 
@@ -83,9 +88,9 @@ _run.OVERTIME = 0.5
 """
 
 
-def program(folder: Path, source: str) -> Program:
-    """Start a program that begins with `PRELUDE`."""
-    return Program(folder, write(folder / "program.py", PRELUDE + source))
+def program(folder: Path, *sources: str) -> Program:
+    """Start the program that consists of `PRELUDE` and these pieces, each dedented."""
+    return Program(folder, write(folder / "program.py", "".join(map(textwrap.dedent, (PRELUDE, *sources)))))
 
 
 def tcp(handler: str, choice: dict[str, str], **more: object) -> str:
@@ -171,14 +176,13 @@ def test_signal_for_a_forked_child_is_its_own(tmp_path: Path, choice: dict[str, 
     async def forking(stream):
         if not (child := os.fork()):
             say("forked")  # before that Python forgets a signal
-            time.sleep(3600)
+            block()
         await stream.send(b"%d\\n" % child)
         await stream.readline()
         await stream.send(b"%d\\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
     """
-    write(tmp_path / "forking.py", source)
-    with program(tmp_path, (tmp_path / "forking.py").read_text() + tcp("forking", choice)) as server:
+    with program(tmp_path, source, tcp("forking", choice)) as server:
         with connect(server.address()) as client:
             child = int(client.read_until())
             server.wait_for("forked")
@@ -194,14 +198,13 @@ def test_handlers_of_before_are_put_back(tmp_path: Path) -> None:
     source = """\
     def mine(number, frame): pass
 
+    before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGTERM, mine)
     {run}
     assert signal.getsignal(signal.SIGTERM) is mine
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     """
-    write(tmp_path / "source", source)
-    text = (tmp_path / "source").read_text().format(run=tcp("upper", {}))
-    with program(tmp_path, text) as server:
+    with program(tmp_path, source.format(run=tcp("upper", {}))) as server:
         server.address()
         server.signal(signal.SIGTERM)
         ended = server.end()
@@ -234,14 +237,14 @@ def test_status_1_if_a_handler_had_to_be_cancelled(tmp_path: Path, choice: dict[
 def test_handler_that_swallows_cancellation_is_left_behind(tmp_path: Path, choice: dict[str, str]) -> None:
     """A handler that survives cancellation and the loss of its connection does not keep the process."""
     run = f"aserver.run(aserver.UnixStreamServer('./u.sock', stubborn), grace=0, **{choice!r})"
-    with program(tmp_path, IMPATIENT.replace("0.5", "30") + run) as server:
+    with program(tmp_path, IMPATIENT.replace("0.5", "30"), run) as server:
         server.address()
         with connect(tmp_path / "u.sock"):
             server.wait_for("working")
             server.signal(signal.SIGTERM)
             ended = server.end()
     assert ended.status == 1
-    assert "CRITICAL 1 handlers go on although cancelled" in ended.output
+    assert "CRITICAL handlers that go on although cancelled and without their connection: 1; ending" in ended.output
     assert not (tmp_path / "u.sock").exists()
 
 
@@ -250,7 +253,7 @@ def test_handler_that_swallows_cancellation_is_left_behind(tmp_path: Path, choic
 def test_blocked_loop_does_not_keep_the_process(tmp_path: Path, choice: dict[str, str]) -> None:
     """A handler that blocks the event loop is ended with its process when the time is over, after one signal."""
     run = f"aserver.run(aserver.UnixStreamServer('./u.sock', blocking), grace=0, **{choice!r})"
-    with program(tmp_path, IMPATIENT + run) as server:
+    with program(tmp_path, IMPATIENT, run) as server:
         server.address()
         with connect(tmp_path / "u.sock"):
             server.wait_for("working")
@@ -265,15 +268,26 @@ def test_blocked_loop_does_not_keep_the_process(tmp_path: Path, choice: dict[str
 @pytest.mark.parametrize(
     "wait",
     [
-        "await asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)",
-        "await anyio.to_thread.run_sync(time.sleep, 3600, abandon_on_cancel=True)",
+        "await asyncio.get_running_loop().run_in_executor(None, work)",
+        "await anyio.to_thread.run_sync(work, abandon_on_cancel=True)",
     ],
     ids=["executor", "abandoned"],
 )
 def test_thread_does_not_keep_the_process(tmp_path: Path, wait: str) -> None:
     """A thread that a handler has left behind is not waited for longer than the handlers are."""
-    source = f"import asyncio, anyio.to_thread\nasync def threading(stream):\n    say('working')\n    {wait}\n"
-    with program(tmp_path, IMPATIENT + source + tcp("threading", {"loop": "asyncio"}, grace=0)) as server:
+    source = """\
+    import asyncio, anyio.to_thread
+
+    def work():
+        say("working")
+        block()
+
+    async def threading(stream):
+        {wait}
+
+    """
+    run = tcp("threading", {"loop": "asyncio"}, grace=0)
+    with program(tmp_path, IMPATIENT, source.format(wait=wait), run) as server:
         with connect(server.address()):
             server.wait_for("working")
             server.signal(signal.SIGTERM)
@@ -288,18 +302,21 @@ def test_program_after_run_may_take_its_time(tmp_path: Path) -> None:
     source = """\
     import anyio.to_thread
 
-    async def threading(stream):
+    def work():
         say("working")
-        await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+        sys.stdin.readline()
+
+    async def threading(stream):
+        await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     overtime = []
-    class Overtime(_run._Overtime):
+    class Overtime(_run.Overtime):
         def _ring(self):
             super()._ring()
             overtime.append(self)
             say("overtime is over")
 
-    _run._Overtime = Overtime
+    _run.Overtime = Overtime
     try:
         {run}
     except SystemExit:
@@ -308,9 +325,8 @@ def test_program_after_run_may_take_its_time(tmp_path: Path) -> None:
         time.sleep(0.01)
     say("still here")
     """
-    write(tmp_path / "source", source)
-    text = (tmp_path / "source").read_text().format(run=tcp("threading", {"loop": "asyncio"}, grace=0))
-    with program(tmp_path, IMPATIENT + text) as server:
+    run = tcp("threading", {"loop": "asyncio"}, grace=0)
+    with program(tmp_path, IMPATIENT, source.format(run=run)) as server:
         with connect(server.address()):
             server.wait_for("working")
             server.signal(signal.SIGTERM)
@@ -332,7 +348,7 @@ def test_shutdown_from_inside_ends_run(tmp_path: Path, choice: dict[str, str]) -
         if "trio" in sys.modules:
             sys.modules["trio"].lowlevel.spawn_system_task(server.shutdown)
         else:
-            stream.keep = asyncio.get_running_loop().create_task(server.shutdown())
+            server.keep = asyncio.get_running_loop().create_task(server.shutdown())
         await stream.readline()
 
     class Server(aserver.TCPServer):
@@ -340,9 +356,7 @@ def test_shutdown_from_inside_ends_run(tmp_path: Path, choice: dict[str, str]) -
 
     server = Server(("127.0.0.1", 0), quitting)
     """
-    write(tmp_path / "source", source)
-    text = (tmp_path / "source").read_text().replace("stream.keep", "server.keep")
-    with program(tmp_path, text + f"aserver.run(server, **{choice!r})\nsay('after run')") as server:
+    with program(tmp_path, source, f"aserver.run(server, **{choice!r})\nsay('after run')") as server:
         with connect(server.address()) as client:
             assert client.read_until_eof() == b""
         server.wait_for("after run")
@@ -365,9 +379,7 @@ def test_signal_bounds_a_patient_shutdown_from_inside(tmp_path: Path) -> None:
     server = aserver.TCPServer(("127.0.0.1", 0), waiting)
     server.keep = None
     """
-    write(tmp_path / "source", source)
-    text = (tmp_path / "source").read_text() + "aserver.run(server, grace=0.1)"
-    with program(tmp_path, text) as server:
+    with program(tmp_path, source, "aserver.run(server, grace=0.1)") as server:
         with connect(server.address()):
             server.wait_for("working")
             server.signal(signal.SIGTERM)
@@ -434,8 +446,7 @@ def test_failed_listener_ends_all(tmp_path: Path, choice: dict[str, str]) -> Non
     except aserver.ListenerFailedError as exc:
         say(f"raised {{exc!r}}")
     """
-    write(tmp_path / "source", source)
-    with program(tmp_path, (tmp_path / "source").read_text().format(choice=choice)) as server:
+    with program(tmp_path, source.format(choice=choice)) as server:
         first, second = server.address(), server.address()
         with connect(second) as client:
             assert client.ask(b"hello\n") == b"HELLO\n"
@@ -534,9 +545,8 @@ def test_loop_that_was_asked_for_runs(tmp_path: Path, loop: str, module: str) ->
         await stream.send(type(asyncio.get_running_loop()).__module__.encode())
 
     """
-    write(tmp_path / "source", source)
-    text = (tmp_path / "source").read_text() + f"aserver.run(aserver.TCPServer(('127.0.0.1', 0), which), loop={loop})"
-    with program(tmp_path, text) as server:
+    run = f"aserver.run(aserver.TCPServer(('127.0.0.1', 0), which), loop={loop})"
+    with program(tmp_path, source, run) as server:
         with connect(server.address()) as client:
             assert client.read_until_eof() == module.encode()
         server.signal(signal.SIGTERM)
@@ -665,8 +675,10 @@ def test_failed_listener_is_raised_when_the_block_is_left(choice: dict[str, Any]
             finally:
                 failed.set()
 
+    block = aserver.start_in_thread(Server(listening, _upper), **choice)
+    block.__enter__()
+    listening.shutdown(socket.SHUT_RDWR)
+    assert failed.wait(10)
     with pytest.raises(aserver.ListenerFailedError, match="accepts no more"):
-        with aserver.start_in_thread(Server(listening, _upper), **choice):
-            listening.shutdown(socket.SHUT_RDWR)
-            assert failed.wait(10)
+        block.__exit__(None, None, None)
     aserver_log.take("accepts no more")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from .peers import TIMEOUT, ask, connect, in_thread
 pytestmark = pytest.mark.anyio
 
 #: Seconds until a test that hangs is given up; nothing waits for it otherwise.
-SAFETY = 15.0
+SAFETY = 10.0
 
 Server = TypeVar("Server", bound=aserver.StreamServer)
 
@@ -53,7 +54,9 @@ async def upper(stream: aserver.Stream) -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     """Give the loop turns until *condition* holds: for what has no event of its own."""
+    deadline = time.monotonic() + SAFETY  # the loop's own clock may be stopped
     while not condition():  # a server can be asked for its state, it does not call
+        assert time.monotonic() < deadline, "it never came to pass"
         await anyio.lowlevel.checkpoint()
 
 
@@ -93,7 +96,7 @@ def bound_socket(*, listening: bool, family: int = socket.AF_INET) -> socket.soc
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
     if listening:
-        sock.listen(16)
+        sock.listen(1024)
     return sock
 
 
@@ -499,6 +502,24 @@ async def test_leaving_the_block_ends_serve_forever() -> None:
                 with connect(server.server_address) as client:
                     assert await in_thread(client.ask, b"hello\n") == b"HELLO\n"
     assert refuses(server.server_address)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["after-shutdown", "during-shutdown"])
+async def test_leaving_the_block_at_shutdown(waits: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Leaving the block in the turn in which shutdown returned, or in which it began, ends serve_forever as well."""
+    server = tcp()
+    with anyio.fail_after(SAFETY):
+        async with anyio.create_task_group() as tasks:
+            async with server:
+                await tasks.start(server.serve_forever)
+                await turns()
+                if waits:
+                    await server.shutdown()
+                else:
+                    tasks.start_soon(server.shutdown)
+                    await until(lambda: "stopping" in repr(server))
+    assert refuses(server.server_address)
+    assert caplog.records == []
 
 
 async def test_leaving_the_block_cancels_the_handlers() -> None:

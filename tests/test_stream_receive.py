@@ -1,6 +1,6 @@
 """The promises of `aserver.Stream` about receiving: lines, blocks, messages, their limits, and that nothing is lost.
 
-Each test runs over TCP and over a Unix socket, on each loop and with each body of the seam; the peer is a stdlib socket.
+Each test runs over TCP and a Unix socket, on each loop and with each body of the seam; the peer is a stdlib socket.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.text import TextReceiveStream
@@ -615,8 +616,9 @@ async def test_nothing_is_read_before_the_first_receive(connection: Connection) 
 
 
 async def count_turns(count: list[int]) -> None:
+    """What another task does meanwhile."""
     while True:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         count[0] += 1
 
 

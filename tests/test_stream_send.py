@@ -1,6 +1,6 @@
 """The promises of `aserver.Stream` about sending: order, bounds, corking, errors, cancellation, half-close.
 
-Each test runs over TCP and over a Unix socket, on each loop and with each body of the seam; the peer is a stdlib socket.
+Each test runs over TCP and a Unix socket, on each loop and with each body of the seam; the peer is a stdlib socket.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import weakref
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.streams.buffered import BufferedByteStream
 from anyio.streams.text import TextStream
@@ -48,8 +49,8 @@ async def blocked_sender(connection: Connection, tasks: Any, item: Any, ended: l
             ended.append(exc)
 
     tasks.start_soon(send)
-    while not full(connection.sock):  # noqa: ASYNC110 - the kernel tells nobody when its buffer is full
-        await anyio.sleep(0)
+    while not full(connection.sock):
+        await anyio.lowlevel.checkpoint()
     await turns(3)
     assert ended == []
 
@@ -166,7 +167,7 @@ async def test_order_is_kept(narrow: Connection) -> None:
             await narrow.stream.send(b"x" * (number * 37 % 3000))
             number += 1
             if number % 7 == 0:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             if number % 50 == 0:
                 await narrow.stream.flush()
         await narrow.stream.send_eof()
@@ -213,6 +214,33 @@ async def test_peer_that_reads_only_after_it_has_sent(connection: Connection) ->
         tasks.start_soon(receive)
         assert await in_thread(talk) == b"x" * 8 * MEGABYTE
     assert ended == ["sent"]
+
+
+@bounded
+async def test_corked_rest_does_not_hold_up_a_receiver(narrow: Connection) -> None:
+    """A receiver gets its input while answers of another task, corked and not taken by the kernel, wait for the peer.
+
+    Where both ends wait for the other to read before they read themselves, nobody ever does.
+    """
+    await pipelining(narrow)
+    answer = b"x" * (CORK_SIZE - 1)
+    request = b"y" * MEGABYTE
+    got: list[bytes] = []
+
+    def talk() -> bytes:
+        narrow.peer.send(request)  # all of it, before a byte of the answer is read
+        return narrow.peer.read_exactly(len(answer))
+
+    async def receive() -> None:
+        got.append(await narrow.stream.readline())
+        got.append(await narrow.stream.receive_exactly(len(request)))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(narrow.stream.send, answer)
+        await turns(3)
+        tasks.start_soon(receive)
+        assert await in_thread(talk) == answer
+    assert got == [b"2\n", request]
 
 
 # --- two tasks -------------------------------------------------------------------------------------------------------
@@ -467,10 +495,14 @@ async def test_error_of_the_background_wakes_a_receiver(narrow: Connection) -> N
 async def test_send_to_a_peer_that_is_gone(connection: Connection) -> None:
     """To send to a peer that is gone is BrokenResourceError, as soon as the kernel knows and from then on."""
     connection.peer.close()
-    with pytest.raises(anyio.BrokenResourceError) as caught:
+
+    async def send() -> None:
         for _ in range(10):
             await connection.stream.send(b"x" * 1000)
             await turns(1)
+
+    with pytest.raises(anyio.BrokenResourceError) as caught:
+        await send()
     assert isinstance(caught.value.__cause__, BrokenPipeError | ConnectionResetError)
     for action in (connection.stream.send(b"x"), connection.stream.send(b""), connection.stream.flush()):
         with pytest.raises(anyio.BrokenResourceError):
@@ -710,7 +742,7 @@ async def end_one(connection: Connection, fate: str) -> weakref.ref[Any]:
     elif fate.startswith("cancelled"):
         task = other.loop.spawn(send_much if fate == "cancelled send" else receive_line, stream)
         await turns(3)
-        task.cancel()
+        other.loop.cancel(task)
         del task
         await turns(5)
     if fate == "reset" or fate == "closed":
@@ -721,14 +753,17 @@ async def end_one(connection: Connection, fate: str) -> weakref.ref[Any]:
 
 
 async def send_much(stream: Any) -> None:
+    """Send what no kernel buffer takes."""
     await stream.send(b"x" * MEGABYTE)
 
 
 async def receive_line(stream: Any) -> None:
+    """Wait for a line."""
     await stream.readline()
 
 
 async def send_until_refused(stream: Any) -> None:
+    """Send until the stream is found broken."""
     try:
         while True:
             await stream.send(b"x" * 1000)
@@ -738,6 +773,7 @@ async def send_until_refused(stream: Any) -> None:
 
 
 async def read_until_refused(stream: Any, ending: Any) -> None:
+    """Read until the end or until the stream is found broken."""
     if ending is not None:
         ending.end()
     try:
