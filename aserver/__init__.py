@@ -18,8 +18,9 @@ The floor plan, from the street to the cellar; a room imports only rooms below i
 
 from __future__ import annotations
 
+from ._addresses import Address
 from ._errors import BufferedDataError, ListenerFailedError, ServerStateError
-from ._handlers import BaseRequestHandler, StreamReader, StreamRequestHandler, StreamWriter
+from ._handlers import BaseRequestHandler, Handler, StreamReader, StreamRequestHandler, StreamWriter
 from ._limits import Limits
 from ._registry import ShutdownReport, Statistics
 from ._run import run, start_in_thread
@@ -27,8 +28,10 @@ from ._server import StreamServer, TCPServer, UnixStreamServer
 from ._stream import PeerCredentials, Stream
 
 __all__ = [
+    "Address",
     "BaseRequestHandler",
     "BufferedDataError",
+    "Handler",
     "Limits",
     "ListenerFailedError",
     "PeerCredentials",

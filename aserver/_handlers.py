@@ -117,10 +117,12 @@ class StreamReader:
         except anyio.IncompleteRead:
             return await self.read1(size)
 
-    async def read1(self, size: int = 65536) -> bytes:
+    async def read1(self, size: int = -1) -> bytes:
         """Return what is there, at least one and at most *size* bytes, waiting for the first one."""
+        if not size:
+            return b""
         try:
-            return await self._stream.receive(size)
+            return await (self._stream.receive() if size < 0 else self._stream.receive(size))
         except anyio.EndOfStream:
             return b""
 
@@ -173,7 +175,7 @@ def _from_class(cls: type, server: object) -> Callable[[Stream], Awaitable[None]
     missing = [name for name in ("setup", "handle", "finish") if not callable(getattr(cls, name, None))]
     if missing:
         raise TypeError(
-            f"the handler class {cls.__qualname__} has no {' and no '.join(missing)}(); "
+            f"the handler class {cls.__qualname__} has no {'() and no '.join(missing)}(); "
             "derive it from aserver.BaseRequestHandler"
         )
     if not inspect.iscoroutinefunction(getattr(cls, "handle")):  # noqa: B009 - a plain attribute would not type-check

@@ -98,7 +98,7 @@ class StreamServer:
         self._handler = adapt(handler, self)
         self._backlog = backlog
         self._reuse_port = reuse_port
-        self._state: Literal["new", "open", "serving", "stopping", "closed"] = "new"
+        self._state: Literal["new", "open", "serving", "ended", "stopping", "closed"] = "new"
         self._forced = False
         self._left: anyio.Event | None = None
         self._bound: list[BoundSocket] = []
@@ -125,7 +125,7 @@ class StreamServer:
         return None
 
     def connection_closed(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
-        """Called after the connection was closed, if `connection_opened` was called; does nothing by default."""
+        """Called after the connection was closed, if `connection_opened` returned; does nothing by default."""
         return None
 
     def handle_error(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
@@ -181,7 +181,8 @@ class StreamServer:
             aserver.ListenerFailedError: all listening sockets have failed.
             aserver.ServerStateError: it is serving already, or was closed.
 
-        Cancelling it stops accepting at once; leaving ``async with`` then ends the open connections.
+        Cancelling it stops accepting at once; `shutdown` then lets the open connections finish, and leaving
+        ``async with`` ends them.
         """
         if self._state == "new":
             async with self:
@@ -197,7 +198,13 @@ class StreamServer:
                 task_status.started(self.server_address)
                 await self._stopping.wait()
                 acceptors.cancel_scope.cancel()
+        except (
+            BaseExceptionGroup
+        ) as group:  # Ctrl-C on trio: the caller has not asked for a task group, nor for its group
+            raise _lone(group) from None
         finally:
+            if self._state == "serving":
+                self._state = "ended"
             self._close_listeners()
             self._left.set()
         if failures and len(failures) == len(self._listeners):
@@ -222,8 +229,6 @@ class StreamServer:
         self._close_listeners()
 
     def _close_gate(self) -> None:
-        if self._state in ("open", "serving"):
-            self._state = "stopping"
         self._gate.suspended = True
         self._stopping.set()
 
@@ -249,8 +254,9 @@ class StreamServer:
 
         Call it from a task of its own: a handler that awaits it waits for itself, until the grace is over.
         """
-        if self._state not in ("open", "serving"):
+        if self._state not in ("open", "serving", "ended"):
             raise ServerStateError(self, f"cannot be shut down: it is {self._state}", "do so once, while it is open")
+        self._state = "stopping"
         self._close_gate()
         total = len(self._registry)
         try:
@@ -293,7 +299,7 @@ class StreamServer:
     def resume(self) -> None:
         """Accept again after `suspend`; does nothing otherwise."""
         self._check_open()
-        if self._state != "stopping":
+        if self._state in ("open", "serving"):
             self._gate.suspended = False
             self._ring()
 
@@ -438,6 +444,14 @@ def _only(endpoints: tuple[Endpoint, ...], wrong: type, here: str, there: str) -
     return endpoints
 
 
+def _lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one exception in *group*, or the group if there are several."""
+    lone: BaseException = group
+    while isinstance(lone, BaseExceptionGroup) and len(lone.exceptions) == 1:
+        lone = lone.exceptions[0]
+    return lone
+
+
 def _split(exc: BaseException, kind: type[BaseException]) -> tuple[BaseException | None, BaseException | None]:
     """Return what is of *kind* in *exc*, one of them for all, and what is not; a handler's task group mixes them."""
     if not isinstance(exc, BaseExceptionGroup):
@@ -452,7 +466,8 @@ def _split(exc: BaseException, kind: type[BaseException]) -> tuple[BaseException
 def _is_network_end(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return all(_is_network_end(each) for each in exc.exceptions)
-    return isinstance(exc, _NETWORK_ENDS)
+    # Refused is whoever connects somewhere: a handler and its own backend.
+    return isinstance(exc, _NETWORK_ENDS) and not isinstance(exc, ConnectionRefusedError)
 
 
 def _soft_descriptor_limit() -> int:
