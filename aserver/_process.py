@@ -159,6 +159,8 @@ def last_words(text: str = "") -> None:
     thread = threading.Thread(target=say, daemon=True)
     if _try_start(thread):
         thread.join(FLUSH_TIME)
+    else:  # none to be had, or Python 3.12 on its way out: then in this one, as long as it takes
+        say()
 
 
 def _try_start(thread: threading.Thread) -> bool:
