@@ -20,7 +20,7 @@ class ReceiveBuffer:
 
     Attributes:
         size: how many bytes are unread.
-        data: where they are. An empty buffer that was fed once has exactly that read here,.
+        data: where they are. An empty buffer that was fed once has exactly that read here.
     """
 
     __slots__ = ("_delimiter", "_searched", "_start", "data", "size")

@@ -105,9 +105,9 @@ class Listener:
             self._failure.errno, f"{self.bound.endpoint} accepts no more: {self._failure.strerror}"
         ) from self._failure
 
-    def ring(self, *, descriptor_freed: bool = False) -> None:
-        """Look at the gate again. After a connection has closed, an accept that lacked a descriptor is tried again."""
-        if self._bell is not None and (self._gate.open or descriptor_freed):
+    def ring(self) -> None:
+        """End a pause and look again: a permit may be free, or the descriptor that an accept lacked."""
+        if self._bell is not None:
             self._rung = True
             self._bell.cancel()
 

@@ -257,7 +257,6 @@ class StreamServer:
         if self._state not in ("open", "serving", "ended"):
             raise ServerStateError(self, f"cannot be shut down: it is {self._state}", "do so once, while it is open")
         self._state = "stopping"
-        self._close_gate()
         total = len(self._registry)
         try:
             await self._stop_accepting()
@@ -403,7 +402,7 @@ class StreamServer:
 
     def _ring(self) -> None:
         for listener in self._listeners:
-            listener.ring(descriptor_freed=True)
+            listener.ring()
 
 
 class TCPServer(StreamServer):

@@ -281,7 +281,7 @@ class Stream(ByteStream):
             await self._watch.wait_readable()
         finally:
             self._receiving = False
-        # At the end of the stream, if there is nothing to look at before, once more round would find the same.
+        # At the end of the stream with nothing unread, another round would find the same.
         return not self._eof or self._buffer.size > 0 or self._closed
 
     def _look(self) -> bool:
