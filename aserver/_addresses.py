@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,10 +23,11 @@ __all__ = [
     "Address",
     "DescriptorEndpoint",
     "Endpoint",
+    "InetEndpoint",
     "SocketEndpoint",
-    "TcpEndpoint",
     "UnixEndpoint",
     "describe",
+    "kind_of",
     "parse",
     "peer_text",
     "unfit",
@@ -39,19 +40,25 @@ UNIX_MODE = 0o600
 UNIX_PATH_MAX = 107 if sys.platform == "linux" else 103
 #: None where there are no Unix sockets.
 AF_UNIX = None if sys.platform == "win32" else socket.AF_UNIX
-_ACCEPTED = "give 'tcp://host:port', 'unix:/path', 'fd://3', (host, port), a pathlib.Path, a listening socket or a list"
+_ACCEPTED = {
+    socket.SOCK_STREAM: "give 'tcp://host:port', 'unix:/path', 'fd://3', (host, port), a pathlib.Path, a listening "
+    "socket or a list",
+    socket.SOCK_DGRAM: "give 'udp://host:port', 'unixgram:/path', 'fd://3', (host, port), a pathlib.Path, a bound "
+    "datagram socket or a list",
+}
 Address: TypeAlias = "str | os.PathLike[str] | tuple[str | None, int] | socket.socket"
 
 
 @dataclass(frozen=True, slots=True)
-class TcpEndpoint:
+class InetEndpoint:
     """Where to listen: *host* (None is every interface, both families) and *port* (0 is any free one)."""
 
     host: str | None
     port: int
+    kind: socket.SocketKind = socket.SOCK_STREAM
 
     def __str__(self) -> str:
-        return f"tcp://{_inet_text((self.host or '*', self.port))}"
+        return f"{_INET_SCHEMES[self.kind]}://{_inet_text((self.host or '*', self.port))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +67,19 @@ class UnixEndpoint:
 
     path: str
     mode: int = UNIX_MODE
+    kind: socket.SocketKind = socket.SOCK_STREAM
 
     def __str__(self) -> str:
-        text = unix_text(self.path)
+        text = unix_text(self.path, self.kind)
         return text if self.mode == UNIX_MODE else f"{text.removesuffix('?')}?mode={self.mode:03o}"
 
 
 @dataclass(frozen=True, slots=True)
 class DescriptorEndpoint:
-    """A listening socket that this process has inherited as descriptor *fd*."""
+    """A listening or bound socket that this process has inherited as descriptor *fd*."""
 
     fd: int
+    kind: socket.SocketKind = socket.SOCK_STREAM
 
     def __str__(self) -> str:
         return f"fd://{self.fd}"
@@ -86,7 +95,10 @@ class SocketEndpoint:
         return repr(self.sock)
 
 
-Endpoint: TypeAlias = TcpEndpoint | UnixEndpoint | DescriptorEndpoint | SocketEndpoint
+Endpoint: TypeAlias = InetEndpoint | UnixEndpoint | DescriptorEndpoint | SocketEndpoint
+
+_INET_SCHEMES = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
+_UNIX_SCHEMES = {socket.SOCK_STREAM: "unix", socket.SOCK_DGRAM: "unixgram"}
 
 
 # --- from an address to endpoints, without I/O ------------------------------------------------------------------------
@@ -102,17 +114,18 @@ def parse(
             "unix:@name" (abstract), "fd://3", a path with a "/" in it, a `pathlib.Path` (taken literally), a
             (host, port) tuple (host "" or None is every interface), a bound socket; or a list of these.
             In a string "?" begins the options: a path that has one itself is written with another at its end.
-        kind: what the server needs; only SOCK_STREAM is known.
+            Datagrams have "udp://" and "unixgram:" in place of "tcp://" and "unix:".
+        kind: what the server needs: SOCK_STREAM or SOCK_DGRAM.
 
     Raises:
         ValueError: the value means nothing; the text has it and says what to write instead.
         TypeError: nothing of that type is an address.
     """
-    if kind not in _PARSERS:
-        raise _bad(kind, "is no kind of socket that is known here", "pass kind=socket.SOCK_STREAM")
+    if kind not in _INET_SCHEMES:
+        raise _bad(kind, "is no kind of socket that is known here", "pass kind=socket.SOCK_STREAM or SOCK_DGRAM")
     endpoints = tuple(_parse_one(one, kind) for one in (address if isinstance(address, list) else [address]))
     if not endpoints:
-        raise _bad(address, "has no address in it", _ACCEPTED)
+        raise _bad(address, "has no address in it", _ACCEPTED[kind])
     given = [one for one in endpoints if isinstance(one, DescriptorEndpoint | SocketEndpoint)]
     if len(set(given)) < len(given):
         raise _bad(address, "has one descriptor or socket twice", "give each of them once")
@@ -127,60 +140,78 @@ def _parse_one(address: object, kind: socket.SocketKind) -> Endpoint:
     if isinstance(address, str):
         return _parse_text(address, kind)
     if isinstance(address, tuple):
-        return _parse_pair(address)
+        return _parse_pair(address, kind)
     if isinstance(address, os.PathLike):
         path = os.fsdecode(address)
-        return _unix_endpoint(address, f"./{path}" if path.startswith("@") else path)
+        return _unix_endpoint(address, f"./{path}" if path.startswith("@") else path, kind)
     if isinstance(address, socket.socket):
         return _parse_socket(address, kind)
-    raise TypeError(f"{address!r} is not an address; {_ACCEPTED}")
+    raise TypeError(f"{address!r} is not an address; {_ACCEPTED[kind]}")
 
 
 def _parse_text(address: str, kind: socket.SocketKind) -> Endpoint:
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", address, re.DOTALL)
     scheme, rest = (found[1].lower(), found[2]) if found else ("", "")
-    if parser := _PARSERS[kind].get(scheme):
-        return parser(address, rest)
-    if scheme in ("udp", "unixgram"):
-        raise _bad(address, "is a datagram endpoint and this is a stream server", "write tcp://host:port or unix:/path")
+    inet, unix = _INET_SCHEMES[kind], _UNIX_SCHEMES[kind]
+    if scheme == inet:
+        return _parse_inet(address, rest, kind)
+    if scheme == unix:
+        return _parse_unix(address, rest, kind)
+    if scheme == "fd":
+        return _parse_fd(address, rest, kind)
+    if kind_of(address) not in (None, kind):
+        other, this = ("datagram", "stream") if kind == socket.SOCK_STREAM else ("stream", "datagram")
+        fact = f"is a {other} endpoint and this is a {this} server"
+        raise _bad(address, fact, f"write {inet}://host:port or {unix}:/path")
     if "/" not in address:
         host = "127.0.0.1" if address.startswith(":") else ""
         port = "" if ":" in address else ":9999"
-        raise _bad(address, "has no scheme", f"write tcp://{host}{address}{port}, or ./{address} for a Unix socket")
+        raise _bad(address, "has no scheme", f"write {inet}://{host}{address}{port}, or ./{address} for a Unix socket")
     if scheme:
-        raise _bad(address, f"has the unknown scheme {scheme!r}", "write tcp://host:port, unix:/path or fd://3")
-    return _parse_unix(address, address)
+        raise _bad(address, f"has the unknown scheme {scheme!r}", f"write {inet}://host:port, {unix}:/path or fd://3")
+    return _parse_unix(address, address, kind)
 
 
-def _parse_tcp(address: str, rest: str) -> TcpEndpoint:
+def kind_of(address: str) -> socket.SocketKind | None:
+    """Return the kind of socket that the scheme of an endpoint string asks for, None if it leaves that open."""
+    scheme = address.partition(":")[0].lower()
+    for kind in _INET_SCHEMES:
+        if scheme in (_INET_SCHEMES[kind], _UNIX_SCHEMES[kind]):
+            return kind
+    return None
+
+
+def _parse_inet(address: str, rest: str, kind: socket.SocketKind) -> InetEndpoint:
+    scheme = _INET_SCHEMES[kind]
     host, colon, port = rest.removeprefix("//").rpartition(":")
     if not rest.startswith("//") or not colon or port.endswith("]"):
-        raise _bad(address, "is not of the form tcp://host:port", "write for example tcp://localhost:9999")
+        raise _bad(address, f"is not of the form {scheme}://host:port", f"write for example {scheme}://localhost:9999")
     if not host:
-        here, everywhere = f"tcp://127.0.0.1:{port}", f"tcp://*:{port}"
+        here, everywhere = f"{scheme}://127.0.0.1:{port}", f"{scheme}://*:{port}"
         raise _bad(address, "has no host", f"write {here} for this machine only, {everywhere} for every interface")
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed != (":" in host):
-        raise _bad(address, f"has the host {host!r}", "write IPv6, and nothing else, in brackets: tcp://[::1]:9999")
+        remedy = f"write IPv6, and nothing else, in brackets: {scheme}://[::1]:9999"
+        raise _bad(address, f"has the host {host!r}", remedy)
     if not re.fullmatch(r"[0-9]{1,5}", port):
         raise _bad(address, f"has the port {port!r}", "write a number from 0 to 65535, and nothing behind it")
-    return _tcp_endpoint(address, host[1:-1] if bracketed else host, int(port))
+    return _inet_endpoint(address, host[1:-1] if bracketed else host, int(port), kind)
 
 
-def _parse_pair(address: tuple[Any, ...]) -> TcpEndpoint:
+def _parse_pair(address: tuple[Any, ...], kind: socket.SocketKind) -> InetEndpoint:
     if len(address) != 2:
         raise _bad(address, "is not (host, port)", "write two items, a zone with its host: ('fe80::1%eth0', 9999)")
     host, port = address
     if not isinstance(host, str | None) or not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"{address!r} is not (host, port); give a str or None, and an int")
-    return _tcp_endpoint(address, host, port)
+    return _inet_endpoint(address, host, port, kind)
 
 
-def _tcp_endpoint(address: object, host: str | None, port: int) -> TcpEndpoint:
+def _inet_endpoint(address: object, host: str | None, port: int, kind: socket.SocketKind) -> InetEndpoint:
     if not 0 <= port <= 65535:
         raise _bad(address, f"has the port {port}", "write a number from 0 to 65535")
     if host in (None, "", "*"):
-        return TcpEndpoint(None, port)
+        return InetEndpoint(None, port, kind)
     if re.search(r"[\s\x00-\x20\x7f/?#@*\\\[\]]", host) or ("%" in host and ":" not in host):
         raise _bad(address, f"has the host {host!r}", "write a name or an IP address, and nothing around it")
     if ":" in host:
@@ -188,13 +219,13 @@ def _tcp_endpoint(address: object, host: str | None, port: int) -> TcpEndpoint:
             ipaddress.IPv6Address(host)
         except ValueError as error:
             raise _bad(address, f"has the host {host!r}: {error}", "write an IPv6 address such as ::1")
-    return TcpEndpoint(host, port)
+    return InetEndpoint(host, port, kind)
 
 
-def _parse_unix(address: str, rest: str) -> UnixEndpoint:
+def _parse_unix(address: str, rest: str, kind: socket.SocketKind) -> UnixEndpoint:
     path = rest.removeprefix("//")
     if path != rest and not path.startswith("/"):
-        raise _bad(address, "has a host, and Unix sockets have none", f"write unix:/{path}")
+        raise _bad(address, "has a host, and Unix sockets have none", f"write {_UNIX_SCHEMES[kind]}:/{path}")
     path, _, query = path.rpartition("?") if "?" in path else (path, "", "")
     key, _, value = query.partition("=")
     if query and key != "mode":
@@ -205,16 +236,19 @@ def _parse_unix(address: str, rest: str) -> UnixEndpoint:
     abstract = path.startswith("@")
     if abstract and query:
         raise _bad(address, "gives a mode to an abstract name, which has none", "leave the mode out, or write a path")
-    return _unix_endpoint(address, path.removeprefix("@"), int(value, 8) if query else UNIX_MODE, abstract)
+    return _unix_endpoint(address, path.removeprefix("@"), kind, int(value, 8) if query else UNIX_MODE, abstract)
 
 
-def _unix_endpoint(address: object, path: str, mode: int = UNIX_MODE, abstract: bool = False) -> UnixEndpoint:
+def _unix_endpoint(
+    address: object, path: str, kind: socket.SocketKind, mode: int = UNIX_MODE, abstract: bool = False
+) -> UnixEndpoint:
+    scheme = _UNIX_SCHEMES[kind]
     if AF_UNIX is None or (abstract and sys.platform != "linux"):
-        raise _bad(address, f"is not possible on {sys.platform}", "write tcp://127.0.0.1:9999")
+        raise _bad(address, f"is not possible on {sys.platform}", f"write {_INET_SCHEMES[kind]}://127.0.0.1:9999")
     if not path or (path.endswith("/") and not abstract):
-        raise _bad(address, "names no socket", "write unix:/path, unix:./path or unix:@name")
+        raise _bad(address, "names no socket", f"write {scheme}:/path, {scheme}:./path or {scheme}:@name")
     if "\0" in path:
-        raise _bad(address, "has a NUL in its path", "remove it (an abstract name is written unix:@name)")
+        raise _bad(address, "has a NUL in its path", f"remove it (an abstract name is written {scheme}:@name)")
     try:
         size = len(os.fsencode(path))
     except UnicodeEncodeError as error:
@@ -222,13 +256,13 @@ def _unix_endpoint(address: object, path: str, mode: int = UNIX_MODE, abstract: 
     if size > UNIX_PATH_MAX:
         remedy = "write a shorter one, or one relative to the working directory"
         raise _bad(address, f"has a path of {size} bytes, and the kernel takes {UNIX_PATH_MAX}", remedy)
-    return UnixEndpoint(f"\0{path}" if abstract else path, mode)
+    return UnixEndpoint(f"\0{path}" if abstract else path, mode, kind)
 
 
-def _parse_fd(address: str, rest: str) -> DescriptorEndpoint:
+def _parse_fd(address: str, rest: str, kind: socket.SocketKind) -> DescriptorEndpoint:
     if not re.fullmatch(r"//[0-9]{1,9}", rest):
         raise _bad(address, "names no descriptor", "write its number, such as fd://3")
-    return DescriptorEndpoint(int(rest[2:]))
+    return DescriptorEndpoint(int(rest[2:]), kind)
 
 
 def _parse_socket(sock: socket.socket, kind: socket.SocketKind) -> SocketEndpoint:
@@ -237,7 +271,7 @@ def _parse_socket(sock: socket.socket, kind: socket.SocketKind) -> SocketEndpoin
     if hasattr(sock, "do_handshake"):  # an SSLSocket does its handshakes in accept(), one client after the other
         raise TypeError(f"{sock!r} is a TLS socket; give the plain one, and the context as tls=")
     if fault := unfit(sock, kind):
-        raise _bad(sock, fault, _ACCEPTED)
+        raise _bad(sock, fault, _ACCEPTED[kind])
     if not _is_bound(sock):
         raise _bad(sock, "is not bound", "call its bind() first, or give the address instead")
     return SocketEndpoint(sock)
@@ -259,12 +293,6 @@ def unfit(sock: socket.socket, kind: socket.SocketKind) -> str:
     return ""
 
 
-#: What each kind of server understands. The datagram side adds a row, and shares the rules for paths.
-_PARSERS: dict[int, dict[str, Callable[[str, str], Endpoint]]] = {
-    socket.SOCK_STREAM: {"tcp": _parse_tcp, "unix": _parse_unix, "fd": _parse_fd},
-}
-
-
 # --- addresses as text ------------------------------------------------------------------------------------------------
 
 
@@ -274,10 +302,10 @@ def describe(sock: socket.socket) -> str:
     Raises:
         OSError: the socket is closed.
     """
-    stream, address = sock.type == socket.SOCK_STREAM, sock.getsockname()
+    kind, address = sock.type, sock.getsockname()
     if sock.family == AF_UNIX:
-        return unix_text(os.fsdecode(address), "unix" if stream else "unixgram")
-    return f"{'tcp' if stream else 'udp'}://{_inet_text(address)}"
+        return unix_text(os.fsdecode(address), kind)
+    return f"{_INET_SCHEMES[kind]}://{_inet_text(address)}"
 
 
 def peer_text(address: object) -> str:
@@ -304,8 +332,9 @@ def _inet_text(address: tuple[Any, ...]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def unix_text(path: str, scheme: str = "unix") -> str:
+def unix_text(path: str, kind: socket.SocketKind) -> str:
     """Return the string that `parse` takes for *path*: the rules of `_parse_unix`, backwards."""
+    scheme = _UNIX_SCHEMES[kind]
     if path.startswith("\0"):
         path = f"@{path[1:]}"
     elif path.startswith("//"):

@@ -13,48 +13,59 @@ import inspect
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
+from ._addresses import kind_of
 from ._errors import ListenerFailedError, ServerStateError, TargetError
-from ._limits import Limits
+from ._handlers import DatagramRequestHandler
+from ._lifecycle import DEFAULT_GRACE, BaseServer
+from ._limits import Limits, Sessions
+from ._multicast import parse_groups
 from ._run import backend_options, run_servers
-from ._server import DEFAULT_BACKLOG, DEFAULT_GRACE, StreamServer
+from ._server import DEFAULT_BACKLOG, DatagramServer, StreamServer
 from ._target import load, made_by
 
 __all__ = ["main"]
 
 #: Where a handler is served when no endpoint is given: the port of the examples in socketserver's documentation, for
-#: this machine only.
+#: this machine only; the second one if the handler can be for datagrams only.
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:9999"
+DEFAULT_DATAGRAM_ENDPOINT = "udp://127.0.0.1:9999"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 #: The dataclasses of which every field is an option, by the name of the server's argument that they are.
-GROUPS = {"limits": Limits}
+GROUPS = {"limits": Limits, "session_limits": Sessions}
+#: The options that are for one kind of server only.
+FOR_STREAMS = ("backlog",)
+FOR_DATAGRAMS = ("groups", "broadcast", "sessions", *(each.name for each in fields(Sessions)))
 
-_DESCRIPTION = "Serve an async function or a handler class on TCP and Unix sockets."
+_DESCRIPTION = "Serve an async function or a handler class on TCP, UDP and Unix sockets."
 _EPILOG = f"""\
 TARGET is module:name or path/to/file.py:name. The name is that of an async
-function of the stream, of a handler class, of a server, or with --factory of
-a function without arguments that makes one of these; it may have dots in it.
-Modules are looked for in the working directory, too; what a file imports is
-looked for in its own folder.
+function of the stream or datagram, of a handler class, of a server, or with
+--factory of a function without arguments that makes one of these; it may have
+dots in it. Modules are looked for in the working directory, too; what a file
+imports is looked for in its own folder.
 
 ENDPOINT is tcp://127.0.0.1:9999, tcp://[::1]:0, tcp://*:9999, fd://3,
-unix:./my.sock?mode=660 or unix:@abstract; if there is none, it is
-{DEFAULT_ENDPOINT}. Port 0 is any free one. Each address is printed
-as soon as it listens. A server brings its own addresses and limits.
+unix:./my.sock?mode=660 or unix:@abstract, and for datagrams udp://... and
+unixgram:...; if there is none, it is {DEFAULT_ENDPOINT}. Port 0 is
+any free one. Each address is printed as soon as it listens. All of them are
+for connections, or all for datagrams. A server brings its own addresses and
+limits.
 
 The variable in brackets sets the same as its option. The option wins; an
 empty variable counts as unset.
 
-SIGINT (Ctrl-C) and SIGTERM stop accepting and let open connections end; a
+SIGINT (Ctrl-C) and SIGTERM stop accepting and let open requests end; a
 second one ends the process at once. The exit status is
-  0  when all connections have ended by themselves;
+  0  when all requests have ended by themselves;
   1  when some had to be cancelled or reset, when all sockets of the server
      failed, or when the target's own code raised;
   2  when the target, an address or an option is wrong.
@@ -62,6 +73,7 @@ second one ends the process at once. The exit status is
 for example:
   aserver upper.py:Upper tcp://127.0.0.1:9999 unix:./upper.sock
   aserver --loop asyncio --grace 5 mypackage.services:echo tcp://*:7
+  aserver --groups 239.1.2.3%eth0 discovery.py:answer udp://*:9999
 """
 
 
@@ -127,10 +139,10 @@ def _serve(arguments: Sequence[str] | None) -> int:
     return _run(server, chosen, backend)
 
 
-def _run(server: StreamServer, chosen: Mapping[str, Any], backend: dict[str, Any]) -> int:
+def _run(server: BaseServer[Any], chosen: Mapping[str, Any], backend: dict[str, Any]) -> int:
     listening = False
 
-    def on_listening(server: StreamServer) -> None:
+    def on_listening(server: BaseServer[Any]) -> None:
         nonlocal listening
         listening = True
         _print_addresses(server)
@@ -146,7 +158,7 @@ def _run(server: StreamServer, chosen: Mapping[str, Any], backend: dict[str, Any
     return 0
 
 
-def _print_addresses(server: StreamServer) -> None:
+def _print_addresses(server: BaseServer[Any]) -> None:
     try:
         for endpoint in server.endpoints:
             print(f"listening on {endpoint}", flush=True)
@@ -154,18 +166,29 @@ def _print_addresses(server: StreamServer) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _server(target: Any, given: argparse.Namespace, chosen: Mapping[str, Any]) -> StreamServer:
-    if isinstance(target, StreamServer):
+def _server(target: Any, given: argparse.Namespace, chosen: Mapping[str, Any]) -> BaseServer[Any]:
+    if isinstance(target, BaseServer):
         _check_nothing_in_vain(given)
         return target
     name = given.target
-    if isinstance(target, type) and issubclass(target, StreamServer):
+    if isinstance(target, type) and issubclass(target, BaseServer):
         raise TargetError(f"{name!r} is a class of servers; name a server, or with --factory a function that makes one")
-    arguments: dict[str, Any] = {key: chosen[key] for key in ("backlog", "reuse_port")}
-    for argument, group in GROUPS.items():
-        arguments[argument] = group(**{each.name: chosen[each.name] for each in fields(group)})
+    groups = {
+        argument: group(**{each.name: chosen[each.name] for each in fields(group)})
+        for argument, group in GROUPS.items()
+    }
+    arguments: dict[str, Any] = {"limits": groups["limits"], "reuse_port": chosen["reuse_port"]}
+    datagrams = _wants_datagrams(given.endpoints, target)
+    for key in FOR_STREAMS if datagrams else FOR_DATAGRAMS:
+        if key in vars(given):
+            kinds = "connections" if datagrams else "datagrams"
+            raise TargetError(f"--{key.replace('_', '-')} is for {kinds}, and these are not; leave it out")
     try:
-        return StreamServer(given.endpoints or [DEFAULT_ENDPOINT], target, **arguments)
+        if datagrams:
+            arguments |= {"broadcast": chosen["broadcast"], "groups": chosen["groups"]}
+            arguments["sessions"] = groups["session_limits"] if chosen["sessions"] else None
+            return DatagramServer(given.endpoints or [DEFAULT_DATAGRAM_ENDPOINT], target, **arguments)
+        return StreamServer(given.endpoints or [DEFAULT_ENDPOINT], target, backlog=chosen["backlog"], **arguments)
     except ValueError as exc:
         raise TargetError(str(exc))
     except TypeError as exc:
@@ -173,11 +196,36 @@ def _server(target: Any, given: argparse.Namespace, chosen: Mapping[str, Any]) -
         raise TargetError(f"{name!r} cannot be served: {exc}{'; use --factory if it makes one' if makes else ''}")
 
 
+def _wants_datagrams(endpoints: Sequence[str], target: object) -> bool:
+    """Whether the endpoints, or without any the handler class, are for datagrams."""
+    kinds = {kind for endpoint in endpoints if (kind := kind_of(endpoint) or _kind_of_descriptor(endpoint)) is not None}
+    if len(kinds) > 1:
+        shown = ", ".join(endpoints)
+        raise TargetError(f"{shown}: some are for connections, some for datagrams; run aserver once for each kind")
+    if kinds:
+        return kinds == {socket.SOCK_DGRAM}
+    return isinstance(target, type) and issubclass(target, DatagramRequestHandler)
+
+
+def _kind_of_descriptor(endpoint: str) -> int | None:
+    number = endpoint.removeprefix("fd://")
+    if number == endpoint or not number.isdecimal():
+        return None
+    try:
+        sock = socket.socket(fileno=int(number))
+    except OSError:  # no socket: binding it says so
+        return None
+    try:
+        return sock.type
+    finally:
+        sock.detach()
+
+
 def _check_nothing_in_vain(given: argparse.Namespace) -> None:
     """Refuse what a server as target would not heed."""
     if given.endpoints:
         raise TargetError(f"{given.target!r} is a server with its own addresses; leave out {given.endpoints[0]!r}")
-    for key in ("backlog", "reuse_port", *(each.name for group in GROUPS.values() for each in fields(group))):
+    for key in (*FOR_STREAMS, *FOR_DATAGRAMS, "reuse_port", *(each.name for each in fields(Limits))):
         if key in vars(given):
             option = f"--{key.replace('_', '-')}"
             raise TargetError(f"{given.target!r} is a server with its own limits; leave out {option}")
@@ -201,7 +249,10 @@ def _options() -> list[Option]:
         Option("loop", _loop, "auto", "NAME", "auto (uvloop where it is installed), asyncio, uvloop or module:factory"),
         Option("grace", _number(float, 0, none=True), DEFAULT_GRACE, "SECONDS", "for open connections to end, or none"),
         Option("backlog", _number(int, 1), DEFAULT_BACKLOG, "N", "connections that may wait in the kernel"),
-        Option("reuse-port", _switch, False, "", "let several processes listen on one TCP port"),
+        Option("reuse-port", _switch, False, "", "let several processes listen on one TCP or UDP port"),
+        Option("groups", _groups, (), "GROUPS", "multicast groups to join, such as 239.1.2.3%eth0,ff02::fb%eth0"),
+        Option("broadcast", _switch, False, "", "let datagrams be sent to broadcast addresses"),
+        Option("sessions", _switch, False, "", "the handler is for sessions: a peer's datagrams, in order"),
         Option("log-level", _level, "info", "LEVEL", ", ".join(LOG_LEVELS)),
     ]
     for group in GROUPS.values():
@@ -230,7 +281,7 @@ def _parser(options: list[Option]) -> _Parser:
     parser.add_argument("--version", action="version", version=f"aserver {_version()}", help="print it and exit")
     for option in options:
         shown = f"{option.default:g}" if isinstance(option.default, float) else option.default
-        default = "" if not option.metavar or "default" in option.help else f" (default: {shown})"
+        default = "" if not option.metavar or "default" in option.help or shown == () else f" (default: {shown})"
         how: dict[str, Any] = {"metavar": option.metavar, "type": _for_argparse(option.convert)}
         if not option.metavar:
             how = {"action": argparse.BooleanOptionalAction}
@@ -303,6 +354,12 @@ def _switch(text: str) -> bool:
     if text.lower() not in words:
         raise ValueError(f"{text!r} is neither on nor off; write 1 or 0")
     return words[text.lower()]
+
+
+def _groups(text: str) -> tuple[str, ...]:
+    groups = tuple(group.strip() for group in text.split(","))
+    parse_groups(groups)
+    return groups
 
 
 def _level(text: str) -> str:

@@ -22,13 +22,18 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._addresses import AF_UNIX, DescriptorEndpoint, Endpoint, TcpEndpoint, UnixEndpoint, describe, unfit, unix_text
+from ._addresses import AF_UNIX, DescriptorEndpoint, Endpoint, InetEndpoint, UnixEndpoint, describe, unfit, unix_text
 
 if sys.platform != "win32":
     import fcntl
 
 __all__ = ["BoundSocket", "bind"]
 
+#: What is asked of the kernel as receive buffer of a datagram socket, which caps it at net.core.rmem_max (208 KiB where
+#: nobody raised it): what arrives while the loop is busy waits there, and what does not fit is lost.
+DATAGRAM_BUFFER = 1024 * 1024
+#: Linux' names for what `socket` has no word for: 0 keeps multicast out that only another process has joined.
+_MULTICAST_ALL = ((socket.IPPROTO_IP, 49), (getattr(socket, "IPPROTO_IPV6", 41), 29))
 #: How often port 0 is drawn when what was drawn is taken in another family (asyncio listens on two different ports).
 #: Where half of all ephemeral ports are taken, 16 draws fail once in 65 536 starts.
 PORT_DRAWS = 16
@@ -47,7 +52,7 @@ CONNECTION_OPTIONS = (
 )
 
 _IN_USE = "is in use by a live server; stop that one, or choose another name"
-_TCP_REMEDIES = {
+_INET_REMEDIES = {
     errno.EADDRINUSE: "stop whoever listens there, or choose another port (0 takes a free one)",
     errno.EACCES: "choose a port from 1024 up, or let systemd open this one and serve fd://3",
     errno.EADDRNOTAVAIL: "write an address of this machine, or * for every one that it has",
@@ -57,7 +62,7 @@ _TCP_REMEDIES = {
 
 @dataclass(slots=True, eq=False)
 class BoundSocket:
-    """A listening, non-blocking socket and its names.
+    """A listening (streams) or receiving (datagrams), non-blocking socket and its names.
 
     Attributes:
         sock: the socket; it belongs to this object, also if it was inherited or handed in ready-made.
@@ -87,8 +92,23 @@ class BoundSocket:
         self.sock.close()
 
 
-async def bind(endpoints: Iterable[Endpoint], *, backlog: int, reuse_port: bool) -> list[BoundSocket]:
-    """Listen on all of *endpoints*, or on none of them.
+@dataclass(frozen=True, slots=True)
+class BindOptions:
+    """What the sockets of a server get, whatever their endpoints.
+
+    Args:
+        backlog: how many connections the kernel holds until they are accepted (at most its `somaxconn`).
+        reuse_port: let other processes bind the same TCP or UDP ports (SO_REUSEPORT).
+        broadcast: let datagrams be sent to broadcast addresses (SO_BROADCAST).
+    """
+
+    backlog: int
+    reuse_port: bool = False
+    broadcast: bool = False
+
+
+async def bind(endpoints: Iterable[Endpoint], options: BindOptions) -> list[BoundSocket]:
+    """Listen on all of *endpoints*, or on none of them; datagram sockets are bound and receive.
 
     Every address that a host resolves to is bound, all on one port; families that the machine lacks are left out
     unless the address was spelled out. A Unix path that a dead server left is replaced, nothing else ever is.
@@ -96,8 +116,7 @@ async def bind(endpoints: Iterable[Endpoint], *, backlog: int, reuse_port: bool)
 
     Args:
         endpoints: what `parse` returned.
-        backlog: how many connections the kernel holds until they are accepted (at most its `somaxconn`).
-        reuse_port: let other processes listen on the same TCP ports (SO_REUSEPORT).
+        options: see `BindOptions`.
 
     Returns:
         At least one socket for each endpoint, in their order; the caller closes them.
@@ -107,30 +126,30 @@ async def bind(endpoints: Iterable[Endpoint], *, backlog: int, reuse_port: bool)
             descriptors and sockets that were handed in stay open, with whoever gave them.
         ValueError: *reuse_port* on a platform that has none.
     """
-    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
-        raise ValueError(f"reuse_port={reuse_port!r} is not possible on {sys.platform}; leave it out")
+    if options.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise ValueError(f"reuse_port={options.reuse_port!r} is not possible on {sys.platform}; leave it out")
     bound: list[BoundSocket] = []
     with ExitStack() as undo:  # for errors and for being cancelled
         for endpoint in endpoints:
             await anyio.lowlevel.checkpoint_if_cancelled()
             try:
-                bound += await _bind_one(endpoint, backlog, reuse_port, undo)
+                bound += await _bind_one(endpoint, options, undo)
             except OSError as error:
                 raise _named(endpoint, error)
         undo.pop_all()
     return bound
 
 
-async def _bind_one(endpoint: Endpoint, backlog: int, reuse_port: bool, undo: ExitStack) -> list[BoundSocket]:
-    if isinstance(endpoint, TcpEndpoint):
-        return await _bind_tcp(endpoint, backlog, reuse_port, undo)
+async def _bind_one(endpoint: Endpoint, options: BindOptions, undo: ExitStack) -> list[BoundSocket]:
+    if isinstance(endpoint, InetEndpoint):
+        return await _bind_inet(endpoint, options, undo)
     if isinstance(endpoint, UnixEndpoint):
-        return [_bind_unix(endpoint, backlog, undo)]
+        return [_bind_unix(endpoint, options, undo)]
     if isinstance(endpoint, DescriptorEndpoint):
-        return [_bound(_adopt(endpoint.fd, undo))]
-    _prepare(endpoint.sock)
-    if not _is_listening(endpoint.sock):
-        endpoint.sock.listen(backlog)
+        return [_bound(_adopt(endpoint, options, undo))]
+    _prepare(endpoint.sock, options)
+    if endpoint.sock.type == socket.SOCK_STREAM and not _is_listening(endpoint.sock):
+        endpoint.sock.listen(options.backlog)
     return [_bound(endpoint.sock)]
 
 
@@ -139,20 +158,32 @@ def _named(endpoint: Endpoint, error: OSError) -> OSError:
     text = f"{endpoint}: {error.strerror or error}"
     if error.filename is not None:
         text += f": {error.filename!r}"
-    if isinstance(endpoint, TcpEndpoint) and error.errno in _TCP_REMEDIES:
-        text += f"; {_TCP_REMEDIES[error.errno]}"
+    if isinstance(endpoint, InetEndpoint) and error.errno in _INET_REMEDIES:
+        text += f"; {_INET_REMEDIES[error.errno]}"
     return type(error)(error.errno, text)
 
 
-def _prepare(sock: socket.socket) -> None:
-    """Make *sock* non-blocking and give it what accepted sockets inherit; before it listens, so that the first do."""
+def _prepare(sock: socket.socket, options: BindOptions) -> None:
+    """Make *sock* non-blocking and give it its options; before it listens, so that what is accepted inherits them."""
     sock.setblocking(False)
-    if sock.family != AF_UNIX:
+    if sock.type == socket.SOCK_DGRAM:
+        _set(sock, socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
+        if sock.family != AF_UNIX:
+            if sys.platform == "linux":
+                _set(sock, *_MULTICAST_ALL[sock.family == socket.AF_INET6], 0)
+            if options.broadcast:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    elif sock.family != AF_UNIX:
         for level, name, value in CONNECTION_OPTIONS:
-            try:
-                sock.setsockopt(level, getattr(socket, name), value)
-            except (AttributeError, OSError):  # unknown here, or refused by a sandbox: no reason not to serve
-                pass
+            if hasattr(socket, name):
+                _set(sock, level, getattr(socket, name), value)
+
+
+def _set(sock: socket.socket, level: int, name: int, value: int) -> None:
+    try:
+        sock.setsockopt(level, name, value)
+    except OSError:  # unknown here, or refused by a sandbox: no reason not to serve
+        pass
 
 
 def _bound(sock: socket.socket) -> BoundSocket:
@@ -176,56 +207,57 @@ def _is_listening(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
 
 
-def _adopt(fd: int, undo: ExitStack) -> socket.socket:
+def _adopt(endpoint: DescriptorEndpoint, options: BindOptions, undo: ExitStack) -> socket.socket:
     try:
-        sock = socket.socket(fileno=fd)
+        sock = socket.socket(fileno=endpoint.fd)
     except OSError as error:
-        remedy = "pass a listening socket, as systemd's socket units do"
+        remedy = "pass a bound socket, as systemd's socket units do"
         raise OSError(error.errno, f"is no open socket ({error.strerror}); {remedy}")
     undo.callback(sock.detach)  # if it is refused, or another endpoint fails, it stays open
-    if fault := unfit(sock, socket.SOCK_STREAM):
+    if fault := unfit(sock, endpoint.kind):
         raise OSError(errno.EINVAL, f"{fault}; pass another one")
-    if not _is_listening(sock):
+    if endpoint.kind == socket.SOCK_STREAM and not _is_listening(sock):
         raise OSError(errno.EINVAL, "is not a listening socket; let its maker call listen() (systemd: Accept=no)")
-    _prepare(sock)
+    _prepare(sock, options)
     sock.set_inheritable(False)  # it has arrived: programs that handlers start must not hold the port
     return sock
 
 
-async def _resolve(endpoint: TcpEndpoint) -> list[tuple[int, str]]:
+async def _resolve(endpoint: InetEndpoint) -> list[tuple[int, str]]:
     """Return family and address of all that the endpoint's host means; a zone is in the address as a number."""
     host, port = endpoint.host, endpoint.port
     if host and "%" in host:  # an address, so nobody is asked and nothing blocks; uvloop would lose the zone
-        found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found: list[Any] = socket.getaddrinfo(host, port, type=endpoint.kind, flags=socket.AI_NUMERICHOST)
         return [(family, f"{address[0]}%{address[3]}") for family, _, _, _, address in found]
     try:
-        resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        resolved = await anyio.getaddrinfo(host, port, type=endpoint.kind, flags=socket.AI_PASSIVE)
     except UnicodeError as error:  # how idna says it
         raise socket.gaierror(socket.EAI_NONAME, f"is not a host name ({error})")
     return [(family, address[0]) for family, _, _, _, address in resolved]
 
 
-async def _bind_tcp(endpoint: TcpEndpoint, backlog: int, reuse_port: bool, undo: ExitStack) -> list[BoundSocket]:
+async def _bind_inet(endpoint: InetEndpoint, options: BindOptions, undo: ExitStack) -> list[BoundSocket]:
     addresses = await _resolve(endpoint)
     draws = 1 if endpoint.port else PORT_DRAWS
     while True:
         draws -= 1
         try:
-            return _listen_on_one_port(addresses, endpoint.port, backlog, reuse_port, undo)
+            return _listen_on_one_port(addresses, endpoint, options, undo)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not draws:
                 raise
 
 
 def _listen_on_one_port(
-    addresses: list[tuple[int, str]], port: int, backlog: int, reuse_port: bool, undo: ExitStack
+    addresses: list[tuple[int, str]], endpoint: InetEndpoint, options: BindOptions, undo: ExitStack
 ) -> list[BoundSocket]:
     bound: list[BoundSocket] = []
+    port = endpoint.port
     missing = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     with ExitStack() as attempt:
         for family, host in dict.fromkeys(addresses):
             try:
-                sock = attempt.enter_context(_listen(family, host, port, backlog, reuse_port))
+                sock = attempt.enter_context(_listen(family, host, port, endpoint.kind, options))
             except OSError as error:
                 if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     raise
@@ -239,15 +271,16 @@ def _listen_on_one_port(
     return bound
 
 
-def _listen(family: int, host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
+def _listen(family: int, host: str, port: int, kind: socket.SocketKind, options: BindOptions) -> socket.socket:
     with ExitStack() as undo:
-        sock = undo.enter_context(_ListeningSocket(family, socket.SOCK_STREAM))
-        _prepare(sock)
+        sock = undo.enter_context(_ListeningSocket(family, kind))
+        _prepare(sock, options)
         if sys.platform == "win32":  # where SO_REUSEADDR lets others steal the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:  # connections of the last run that are in TIME_WAIT must not keep this one from starting
+        elif kind == socket.SOCK_STREAM:  # connections of the last run, in TIME_WAIT, must not keep this one out
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
+        # For datagrams SO_REUSEADDR would let anybody on the machine take the port over, and with it what arrives.
+        if options.reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # whatever the machine's default is
@@ -255,25 +288,24 @@ def _listen(family: int, host: str, port: int, backlog: int, reuse_port: bool) -
             sock.bind((host, port, 0, int(zone or 0)))
         else:
             sock.bind((host, port))
-        sock.listen(backlog)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(options.backlog)
         undo.pop_all()
     return sock
 
 
-# What follows knows nothing of the kind of socket but what it is told: datagram sockets have the same rules for paths.
-
-
-def _bind_unix(endpoint: UnixEndpoint, backlog: int, undo: ExitStack) -> BoundSocket:
-    sock = _ListeningSocket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound = BoundSocket(sock, endpoint.path, unix_text(endpoint.path))
+def _bind_unix(endpoint: UnixEndpoint, options: BindOptions, undo: ExitStack) -> BoundSocket:
+    sock = _ListeningSocket(socket.AF_UNIX, endpoint.kind)
+    bound = BoundSocket(sock, endpoint.path, unix_text(endpoint.path, endpoint.kind))
     undo.callback(bound.close)
-    _prepare(sock)
+    _prepare(sock, options)
     if endpoint.path.startswith("\0"):
         try:
             sock.bind(endpoint.path)
         except OSError as error:
             raise OSError(error.errno, _IN_USE if error.errno == errno.EADDRINUSE else error.strerror)
-        sock.listen(backlog)
+        if endpoint.kind == socket.SOCK_STREAM:
+            sock.listen(options.backlog)
         bound.address = sock.getsockname()
         return bound
     path = endpoint.path  # spelled out: the working directory may be another one when it is unlinked
@@ -287,7 +319,8 @@ def _bind_unix(endpoint: UnixEndpoint, backlog: int, undo: ExitStack) -> BoundSo
         bound._made = (path, made, os.getpid())
         if stat.S_IMODE(made.st_mode) != endpoint.mode:  # the umask took bits away
             os.chmod(path, endpoint.mode)
-        sock.listen(backlog)  # under the lock: until it listens it looks like what a dead server left
+        if endpoint.kind == socket.SOCK_STREAM:
+            sock.listen(options.backlog)  # under the lock: until it listens it looks like what a dead server left
     return bound
 
 

@@ -8,7 +8,36 @@ No room is below this one; everybody may import it.
 
 from __future__ import annotations
 
-__all__ = ["BufferedDataError", "ListenerFailedError", "ServerStateError", "TargetError", "printable"]
+import errno
+
+import anyio
+
+__all__ = [
+    "NO_DESCRIPTOR",
+    "NO_MEMORY",
+    "PEER_GONE",
+    "BufferedDataError",
+    "ListenerFailedError",
+    "ReplyRefusedError",
+    "ServerStateError",
+    "TargetError",
+    "printable",
+]
+
+#: What an errno of accepting or receiving means. The peer was gone before we came, or a firewall or network trouble
+#: took it: its error, not ours.
+PEER_GONE = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED EPERM EPROTO ENOPROTOOPT EOPNOTSUPP ENETDOWN ENETUNREACH EHOSTDOWN EHOSTUNREACH ENONET "
+        "ECONNRESET ETIMEDOUT EINTR"
+    ).split()
+    if hasattr(errno, name)
+)
+#: Out of descriptors (WSAEMFILE on Windows): a waiting client can be turned away through the reserve.
+NO_DESCRIPTOR = frozenset((errno.EMFILE, errno.ENFILE, getattr(errno, "WSAEMFILE", errno.EMFILE)))
+#: Out of kernel memory: there is nothing to do but to wait.
+NO_MEMORY = frozenset((errno.ENOBUFS, errno.ENOMEM, getattr(errno, "WSAENOBUFS", errno.ENOBUFS)))
 
 #: What a peer or a handler wrote reaches the log cut at this many characters: enough to recognise it, too little to
 #: fill a disk with (the faults list asks for at most 1 kB of log per hostile connection).
@@ -33,6 +62,16 @@ class BufferedDataError(RuntimeError):
         super().__init__(
             f"the stream holds {received} received and {unsent} unsent bytes that would be lost with its socket; "
             "receive() the former and flush() the latter before detach()"
+        )
+
+
+class ReplyRefusedError(anyio.BrokenResourceError):
+    """A reply would have been larger, against what its peer sent, than ``Limits.max_amplification`` allows."""
+
+    def __init__(self, size: int, allowed: int) -> None:
+        super().__init__(
+            f"the reply has {size} bytes and its peer may be sent {allowed} more; "
+            "answer shorter, have the peer ask with more bytes, or raise Limits.max_amplification"
         )
 
 

@@ -1,4 +1,4 @@
-"""Handler classes and functions, brought into one shape: an async function of the stream and its server.
+"""Handler classes and functions, brought into one shape: an async function of the request.
 
 Also the file words (`rfile`, `wfile`) that the handler classes of the stdlib speak. What happens when a handler raises
 is told in the server; nothing here catches anything.
@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import anyio
 
+from ._datagram import Datagram
 from ._errors import printable
+from ._session import Session
 from ._stream import Stream
 
-__all__ = ["BaseRequestHandler", "Handler", "StreamReader", "StreamRequestHandler", "StreamWriter", "adapt"]
+__all__ = [
+    "BaseRequestHandler",
+    "DatagramRequestHandler",
+    "Handler",
+    "StreamReader",
+    "StreamRequestHandler",
+    "StreamWriter",
+    "adapt",
+]
 
 
 class HandlerClass(Protocol):
@@ -25,8 +36,13 @@ class HandlerClass(Protocol):
     def __call__(self, request: Any, client_address: Any, server: Any) -> Any: ...
 
 
-#: What users may pass as a handler: an async function of the stream, or a handler class.
-Handler = Callable[[Stream], Awaitable[None]] | HandlerClass
+#: What users may pass as a handler: an async function of the stream, datagram or session, or a handler class.
+Handler = (
+    Callable[[Stream], Awaitable[None]]
+    | Callable[[Datagram], Awaitable[None]]
+    | Callable[[Session], Awaitable[None]]
+    | HandlerClass
+)
 
 
 class BaseRequestHandler:
@@ -36,14 +52,14 @@ class BaseRequestHandler:
     raises neither of the others runs. `setup` and `finish` may be plain methods.
 
     Attributes:
-        request: the `Stream` of the connection.
+        request: the `Stream` of the connection, the `Datagram` or the `Session`.
         client_address: the peer's address.
-        server: the server that accepted it.
+        server: the server that it came to.
 
     Source: the stdlib's documentation, "Request Handler Objects".
     """
 
-    def __init__(self, request: Stream, client_address: Any, server: Any) -> None:
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         self.request = request
         self.client_address = client_address
         self.server = server
@@ -70,6 +86,32 @@ class StreamRequestHandler(BaseRequestHandler):
         super().__init__(request, client_address, server)
         self.rfile = StreamReader(request)
         self.wfile = StreamWriter(request)
+
+
+class DatagramRequestHandler(BaseRequestHandler):
+    """A `BaseRequestHandler` with file objects over one datagram.
+
+    They are plain ones, since nothing in them waits: ``self.wfile.write(self.rfile.read().upper())``. What was written
+    is sent by `finish`, as one datagram, also if it is empty and also if `handle` raised. Derive from
+    `BaseRequestHandler` to answer otherwise, or not at all.
+
+    Attributes:
+        packet: the bytes of the datagram.
+        rfile: `io.BytesIO` over them.
+        wfile: `io.BytesIO` for the reply.
+
+    Source: the stdlib's documentation, "Request Handler Objects".
+    """
+
+    def __init__(self, request: Datagram, client_address: Any, server: Any) -> None:
+        super().__init__(request, client_address, server)
+        self.packet = request.data
+        self.rfile = io.BytesIO(request.data)
+        self.wfile = io.BytesIO()
+
+    async def finish(self) -> None:
+        """Send the reply."""
+        await self.request.reply(self.wfile.getvalue())
 
 
 class StreamReader:
@@ -149,29 +191,40 @@ class StreamWriter:
         return self._stream.flush()
 
 
-def adapt(handler: Handler, server: object) -> Callable[[Stream], Awaitable[None]]:
-    """Return *handler*, a class or an async function, as an async function of the stream.
+def adapt(
+    handler: Handler, server: object, kind: Literal["stream", "datagram", "session"]
+) -> Callable[[Any], Awaitable[None]]:
+    """Return *handler*, a class or an async function, as an async function of the request.
+
+    Args:
+        handler: what the user gave.
+        server: for the instances of a class.
+        kind: what the requests of the server are.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither, or a class for requests of another kind.
     """
     if isinstance(handler, type):
-        return _from_class(handler, server)
+        return _from_class(handler, server, kind)
     call = handler if inspect.isroutine(handler) or isinstance(handler, functools.partial) else type(handler).__call__
     if not inspect.iscoroutinefunction(call):
         raise TypeError(
-            f"the handler is {printable(handler)}; it must be an async function of the stream or a handler class"
+            f"the handler is {printable(handler)}; it must be an async function of the {kind} or a handler class"
         )
     try:
         inspect.signature(handler).bind(None)
     except TypeError as exc:
         raise TypeError(
-            f"the handler {printable(handler)} cannot be called with one argument, the stream: {exc}"
+            f"the handler {printable(handler)} cannot be called with one argument, the {kind}: {exc}"
         ) from None
-    return cast("Callable[[Stream], Awaitable[None]]", handler)
+    return cast("Callable[[Any], Awaitable[None]]", handler)
 
 
-def _from_class(cls: type, server: object) -> Callable[[Stream], Awaitable[None]]:
+#: The handler classes that are for requests of one kind only.
+_FOR = {StreamRequestHandler: "stream", DatagramRequestHandler: "datagram"}
+
+
+def _from_class(cls: type, server: object, kind: str) -> Callable[[Any], Awaitable[None]]:
     missing = [name for name in ("setup", "handle", "finish") if not callable(getattr(cls, name, None))]
     if missing:
         raise TypeError(
@@ -183,9 +236,15 @@ def _from_class(cls: type, server: object) -> Callable[[Stream], Awaitable[None]
             f"{cls.__qualname__}.handle() is not async, so that it would stop the event loop; make it 'async def "
             "handle', or serve the class with the socketserver classes it was written for"
         )
+    for base, its_kind in _FOR.items():
+        if issubclass(cls, base) and kind != its_kind:
+            raise TypeError(
+                f"the handler class {cls.__qualname__} is a {base.__name__}, and the requests of this server are "
+                f"{kind}s; derive it from aserver.BaseRequestHandler"
+            )
 
-    async def serve(stream: Stream) -> None:
-        handler = cls(stream, stream.peer, server)
+    async def serve(request: Any) -> None:
+        handler = cls(request, request.peer, server)
         if (waiting := handler.setup()) is not None:
             await waiting
         try:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
-__all__ = ["Backoff", "Gate", "Limits", "OncePer", "connection_capacity", "peer_key"]
+__all__ = ["Backoff", "Gate", "Limits", "OncePer", "Sessions", "connection_capacity", "peer_key"]
 
 #: Most connections that are held when nobody says how many. Ranch stops at 1024, gunicorn at 1000, nginx at 512 a
 #: worker; an idle connection costs about 3 KB here, so that ten thousand are affordable and still a bound.
@@ -26,6 +27,21 @@ MAX_EXACT_SIZE = 16 * 1024 * 1024
 #: Seconds at the connection limit after which those who still wait in the kernel's queue are accepted and closed, so
 #: that a client sees a refusal in place of a hang. Ranch lets them wait for ever, nginx closes at once.
 SHED_AFTER = 5.0
+
+#: Datagrams that are handled at once, and the bytes that they may have: what comes above it is dropped, for which a
+#: sender of datagrams is prepared, and counted. A waiting handler costs about 2 KB, a flood so a few megabytes at most.
+MAX_IN_FLIGHT = 1024
+MAX_IN_FLIGHT_SIZE = 4 * 1024 * 1024
+#: Bytes of a datagram at most: more than UDP carries (65 507 over IPv4, 65 527 over IPv6). The stdlib's 8192 cuts.
+MAX_DATAGRAM_SIZE = 65_535
+
+#: Peers that have a session at once, datagrams that may wait in one and bytes that may wait in all of them, and seconds
+#: of silence after which one ends. NATs forget a silent UDP flow after 30 s to 5 min (RFC 4787, section 4.3: never in
+#: less than two minutes).
+MAX_SESSIONS = 10_000
+MAX_QUEUED = 64
+MAX_QUEUED_SIZE = 16 * 1024 * 1024
+SESSION_IDLE = 120.0
 
 #: Pause after a failed accept: short at first, because a descriptor is mostly free again within a request's time, and
 #: at most a second, so that recovery is never further away than that (asyncio always sleeps one second).
@@ -47,6 +63,12 @@ class Limits:
             None lets them wait.
         max_line_size: bytes that readline() and receive_until() gather at most, the delimiter included.
         max_exact_size: bytes that receive_exactly() may be asked for at most.
+        max_in_flight: datagrams that are handled at once; what comes above it is dropped and counted.
+        max_in_flight_size: bytes of these datagrams together.
+        max_datagram_size: bytes of a datagram; a larger one is dropped and counted, never cut.
+        max_amplification: how many times the bytes of a datagram the replies to it may have together, so that nobody
+            can use the server to flood a victim in whose name he writes; None sets no bound. QUIC takes 3 (RFC 9000,
+            section 8.1).
 
     Raises:
         ValueError: a value is out of its range.
@@ -67,18 +89,56 @@ class Limits:
     max_exact_size: int = field(
         default=MAX_EXACT_SIZE, metadata={"help": "bytes that receive_exactly() may be asked for"}
     )
+    max_in_flight: int = field(default=MAX_IN_FLIGHT, metadata={"help": "datagrams that are handled at once"})
+    max_in_flight_size: int = field(default=MAX_IN_FLIGHT_SIZE, metadata={"help": "bytes of these datagrams together"})
+    max_datagram_size: int = field(default=MAX_DATAGRAM_SIZE, metadata={"help": "bytes of a datagram at most"})
+    max_amplification: float | None = field(
+        default=None, metadata={"help": "times the bytes of a datagram that its replies may have (default: no bound)"}
+    )
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            seconds = each.name == "shed_after"
-            if value is None and (each.default is None or seconds):
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float) if seconds else int):
-                raise TypeError(f"{each.name} is {value!r}; it must be {'a number' if seconds else 'an integer'}")
-            lowest = 0 if seconds else 1
-            if not value >= lowest:  # also not a number
-                raise ValueError(f"{each.name} is {value!r}; it must be at least {lowest}")
+        _check_numbers(self, lowest={"shed_after": 0})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sessions:
+    """That a datagram server gives each peer a session, and the bounds of these.
+
+    Args:
+        max_sessions: sessions that are open at once; datagrams of further peers are dropped and counted.
+        max_queued: datagrams that wait in a session for its handler; further ones are dropped and counted.
+        max_queued_size: bytes that wait in all sessions together; the same.
+        idle_timeout: seconds without a datagram from its peer after which the input of a session ends; None lets it
+            wait for ever.
+
+    Raises:
+        ValueError: a value is out of its range.
+        TypeError: a value is no number.
+    """
+
+    max_sessions: int = field(default=MAX_SESSIONS, metadata={"help": "peers that have a session at once"})
+    max_queued: int = field(default=MAX_QUEUED, metadata={"help": "datagrams that wait in a session for its handler"})
+    max_queued_size: int = field(default=MAX_QUEUED_SIZE, metadata={"help": "bytes that wait in all sessions"})
+    idle_timeout: float | None = field(
+        default=SESSION_IDLE, metadata={"help": "seconds of silence after which a session ends; none: never"}
+    )
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, lowest={"idle_timeout": 0})
+
+
+def _check_numbers(group: Any, lowest: dict[str, int]) -> None:
+    """Raise unless each field is of its type and at least 1, or at least what *lowest* says."""
+    for each in fields(group):
+        value = getattr(group, each.name)
+        optional, seconds = "None" in str(each.type), "float" in str(each.type)
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float) if seconds else int):
+            raise TypeError(f"{each.name} is {value!r}; it must be {'a number' if seconds else 'an integer'}")
+        least = lowest.get(each.name, 1)
+        if not value >= least:  # also not a number
+            raise ValueError(f"{each.name} is {value!r}; it must be at least {least}")
 
 
 def connection_capacity(soft_descriptor_limit: int) -> int:

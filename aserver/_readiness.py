@@ -1,10 +1,10 @@
-"""The seam: wait until a socket is ready, run a task. The only file that knows asyncio and trio.
+"""The seam: wait until a socket is ready, run a task. With `_tasks` the only rooms that know asyncio and trio.
 
 A `Loop` is put together from two choices. Sockets: `_EpollSockets` keeps them in an epoll set of our own, where a ready
 socket is read at once and whoever waits for it is woken; `_AnyioSockets` waits, then reads, on whatever anyio runs on.
 Tasks: the event loop's own, or those of a task group. Everything above this file is written once and cannot tell them
 apart; with anyio's choices alone everything would still work, only slower. No policy lives here: no limit, no error
-wording, no buffer. Imported by the rooms of the server; imports nothing of ours.
+wording, no buffer. Imported by the rooms of the server; imports `_tasks` only.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import asyncio
 import select
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, closing
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import anyio
-from anyio.abc import TaskGroup
+
+from ._tasks import AsyncioTasks, GroupTasks, Task
 
 __all__ = ["Loop", "Task", "Watch", "open_loop"]
-
-#: A running task, of which nothing is known here but that `Loop.cancel` takes it.
-Task: TypeAlias = object
 
 
 class Watch(Protocol):
@@ -61,16 +59,19 @@ class Loop:
             False.
         spawn: ``spawn(func, *args)`` runs an async function as a `Task` of its own. It must not raise anything but its
             cancellation; who spawns it holds it, as asyncio has only weak references to tasks.
+        start: ``start(func, arg)`` does the same, but where it can (asyncio and uvloop; on Python 3.11 only in what
+            `pump` calls back) it runs the function until its first wait at once. None if it has ended by then.
         cancel: ``cancel(task)`` raises cancellation where the task waits; one that has not begun begins first, so that
             its clean-up always runs.
         call_soon: ``call_soon(callback)`` calls back at the next turn of the loop.
         cancelling: whether the cancellation that was just caught in this task had been asked for from outside it.
     """
 
-    def __init__(self, sockets: _EpollSockets | _AnyioSockets, tasks: _AsyncioTasks | _TaskGroupTasks) -> None:
+    def __init__(self, sockets: _EpollSockets | _AnyioSockets, tasks: AsyncioTasks | GroupTasks) -> None:
         self.watch = sockets.watch
-        self.pump = sockets.pump
+        self.pump = tasks.pump
         self.spawn = tasks.spawn
+        self.start = tasks.start
         self.cancel = tasks.cancel
         self.call_soon = tasks.call_soon
         self.cancelling = tasks.cancelling
@@ -83,42 +84,49 @@ async def open_loop(*, generic: bool = False) -> AsyncIterator[Loop]:
     Args:
         generic: make anyio's choices, also where there are faster ones.
     """
-    trio = sys.modules.get("trio")
+    trio: Any = sys.modules.get("trio")
     if trio is not None and not trio.lowlevel.in_trio_run():
         trio = None
     epoll = hasattr(select, "epoll") and not generic
     if epoll and trio is None:
         loop = asyncio.get_running_loop()
-        with closing(_EpollSockets(loop.create_future)) as sockets:
+        with closing(_EpollSockets(loop.create_future)) as sockets, closing(AsyncioTasks(loop)) as tasks:
             loop.add_reader(sockets.fileno(), sockets.dispatch)
             try:
-                yield Loop(sockets, _AsyncioTasks(loop))
+                yield Loop(sockets, tasks)
             finally:
                 loop.remove_reader(sockets.fileno())
     elif epoll:
-        lowlevel = sys.modules["trio"].lowlevel
-        with closing(_EpollSockets(lambda: _TrioWaiter(lowlevel))) as sockets:
-            async with _task_group(trio) as tasks:
-                dispatcher = tasks.spawn(sockets.dispatch_forever)
+        nursery = trio.open_nursery(strict_exception_groups=True)
+        with closing(_EpollSockets(lambda: _TrioWaiter(trio.lowlevel))) as sockets:
+            async with _group_tasks(nursery, trio.CancelScope, trio) as group_tasks:
+                dispatcher = group_tasks.spawn(sockets.dispatch_forever)
                 dispatcher.shield = True  # it serves the clean-up of what is cancelled around it, too
                 try:
-                    yield Loop(sockets, tasks)
+                    yield Loop(sockets, group_tasks)
                 finally:
-                    tasks.cancel(dispatcher)
+                    group_tasks.cancel(dispatcher)
     else:
-        async with _task_group(trio) as tasks:
-            yield Loop(_AnyioSockets(), tasks)
+        async with _group_tasks(anyio.create_task_group(), anyio.CancelScope, trio) as group_tasks:
+            yield Loop(_AnyioSockets(), group_tasks)
 
 
 @asynccontextmanager
-async def _task_group(trio: Any) -> AsyncIterator[_TaskGroupTasks]:
-    with anyio.CancelScope() as scope:
-        async with anyio.create_task_group() as group:
+async def _group_tasks(group: Any, new_scope: Callable[[], Any], trio: Any) -> AsyncIterator[GroupTasks]:
+    # On trio, Ctrl-C is raised in whatever code happens to run. In a request it would be taken for an exception of its
+    # handler and end there; so requests are protected, and it reaches the program's main task instead.
+    protect = _unchanged if trio is None else trio.lowlevel.enable_ki_protection
+    with new_scope() as scope:
+        async with group as opened:
             try:
-                yield _TaskGroupTasks(group, trio)
+                yield GroupTasks(opened, new_scope, protect)
             finally:
                 # What leaves the block may be cancelled; that must not take the place of what it leaves with.
                 scope.shield = True
+
+
+def _unchanged(func: Any) -> Any:
+    return func
 
 
 # -- sockets -----------------------------------------------------------------------------------------------------------
@@ -209,20 +217,6 @@ class _EpollSockets:
     def watch(self, sock: socket.socket, on_readable: Callable[[], bool]) -> Watch:
         return _EpollWatch(self, sock, on_readable)
 
-    async def pump(self, sock: socket.socket, on_readable: Callable[[], bool]) -> None:
-        fd = sock.fileno()
-        done = self.create_waiter()
-
-        def readable() -> None:
-            if not done.done() and not on_readable():
-                done.set_result(None)
-
-        self.register(fd, readable)
-        try:
-            await done
-        finally:
-            self.unregister(fd)
-
 
 class _EpollWatch:
     """A socket in the epoll set, registered at its first wait and then left there: two epoll_ctl calls a connection,
@@ -289,12 +283,6 @@ class _AnyioSockets:
     def watch(self, sock: socket.socket, on_readable: Callable[[], bool]) -> Watch:
         return _AnyioWatch(sock, on_readable)
 
-    async def pump(self, sock: socket.socket, on_readable: Callable[[], bool]) -> None:
-        while True:
-            await anyio.wait_readable(sock)
-            if not on_readable():
-                return
-
 
 class _AnyioWatch:
     __slots__ = ("_on_readable", "_sock")
@@ -336,59 +324,3 @@ async def _wait_writable(sock: socket.socket) -> None:
         await anyio.wait_writable(sock)
     except anyio.ClosedResourceError:  # as above
         return
-
-
-# -- tasks -------------------------------------------------------------------------------------------------------------
-
-
-class _AsyncioTasks:
-    """Tasks of asyncio itself: 3 µs each, against 12 to 15 in an anyio task group."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._create_task = loop.create_task
-        self.call_soon = loop.call_soon
-
-    def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Task:
-        return self._create_task(func(*args))
-
-    def cancel(self, task: Any) -> object:
-        # Cancelled before its first step, a coroutine would never run; so behind that step in the loop's queue.
-        return self.call_soon(task.cancel)
-
-    def cancelling(self) -> bool:
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-
-
-class _TaskGroupTasks:
-    """Tasks of a task group that is open as long as the server is."""
-
-    def __init__(self, group: TaskGroup, trio: Any) -> None:
-        self._group = group
-
-        async def run(
-            scope: anyio.CancelScope, func: Callable[..., Coroutine[Any, Any, None]], args: tuple[object, ...]
-        ) -> None:
-            with scope:
-                await func(*args)
-
-        # On trio, Ctrl-C is raised in whatever code happens to run. In a request it would be taken for an exception of
-        # its handler and end there; so requests are protected, and it reaches the program's main task instead.
-        self._run = run if trio is None else trio.lowlevel.enable_ki_protection(run)
-
-    def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: object) -> anyio.CancelScope:
-        scope = anyio.CancelScope()
-        self._group.start_soon(self._run, scope, func, args)
-        return scope
-
-    def cancel(self, task: Any) -> object:
-        return task.cancel()
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        async def call() -> None:
-            callback()
-
-        self._group.start_soon(call)
-
-    def cancelling(self) -> bool:
-        return True

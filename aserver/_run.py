@@ -20,8 +20,8 @@ from anyio.abc import TaskStatus
 from anyio.from_thread import start_blocking_portal
 
 from ._errors import ListenerFailedError, ServerStateError
+from ._lifecycle import DEFAULT_GRACE, KILL_GRACE, BaseServer
 from ._process import Overtime, Signals, last_words
-from ._server import DEFAULT_GRACE, KILL_GRACE, StreamServer
 
 __all__ = ["backend_options", "run", "run_servers", "start_in_thread"]
 
@@ -31,11 +31,11 @@ logger = logging.getLogger("aserver")
 #: most to cancel and to reset, and one more for the loop itself.
 OVERTIME = 2 * KILL_GRACE + 1.0
 
-Server = TypeVar("Server", bound=StreamServer)
+Server = TypeVar("Server", bound=BaseServer[Any])
 
 
 def run(
-    *servers: StreamServer,
+    *servers: BaseServer[Any],
     backend: str = "asyncio",
     loop: str | Callable[[], Any] = "auto",
     grace: float | None = DEFAULT_GRACE,
@@ -112,7 +112,7 @@ def start_in_thread(
                 serving.result()
 
 
-async def _shut_down(server: StreamServer, grace: float | None) -> None:
+async def _shut_down(server: BaseServer[Any], grace: float | None) -> None:
     try:
         await server.shutdown(grace)
     except ServerStateError:  # it has failed, or somebody inside was first: serve_forever() tells when it is over
@@ -145,8 +145,10 @@ def _check(servers: Sequence[object], grace: object) -> None:
     if not servers:
         raise ValueError("there is no server to run; give at least one")
     for server in servers:
-        if not isinstance(server, StreamServer):
-            raise TypeError(f"{server!r} is not a server; give an instance of aserver.StreamServer")
+        if not isinstance(server, BaseServer):
+            raise TypeError(
+                f"{server!r} is not a server; give an instance of aserver.StreamServer or aserver.DatagramServer"
+            )
     if len(set(servers)) < len(servers):
         raise ValueError(f"{servers!r} has a server twice; give each of them once")
     if grace is None:
@@ -157,16 +159,16 @@ def _check(servers: Sequence[object], grace: object) -> None:
         raise ValueError(f"grace is {grace!r}; it must be at least 0")
 
 
-def _log_listening(server: StreamServer) -> None:
+def _log_listening(server: BaseServer[Any]) -> None:
     logger.info("%s: listening on %s", server.name, ", ".join(server.endpoints))
 
 
 def run_servers(
-    servers: Sequence[StreamServer],
+    servers: Sequence[BaseServer[Any]],
     backend: str,
     options: dict[str, Any],
     grace: float | None,
-    on_listening: Callable[[StreamServer], None] = _log_listening,
+    on_listening: Callable[[BaseServer[Any]], None] = _log_listening,
 ) -> None:
     """Do what `run` promises with what `backend_options` gave; *on_listening* hears of each server once all listen."""
     _check(servers, grace)
@@ -180,14 +182,14 @@ class _Run:
     """One run of some servers: bind all, serve all, stop all."""
 
     def __init__(
-        self, servers: Sequence[StreamServer], grace: float | None, on_listening: Callable[[StreamServer], None]
+        self, servers: Sequence[BaseServer[Any]], grace: float | None, on_listening: Callable[[BaseServer[Any]], None]
     ) -> None:
         self._servers = servers
         self._grace = grace
         self._on_listening = on_listening
         self.overtime = Overtime(None if grace is None else grace + OVERTIME, self._abandon)
         self.signals = Signals(self.overtime.begin, self._close_listeners)
-        self._serving: dict[StreamServer, anyio.CancelScope] = {}
+        self._serving: dict[BaseServer[Any], anyio.CancelScope] = {}
         self._stopping = False
         self._failure: ListenerFailedError | None = None
         self._cancelled = self._aborted = self._survivors = 0
@@ -213,13 +215,13 @@ class _Run:
         """Wait for the first signal and do what it says; then stay, so that the loop wakes up for a second one."""
         while not (name := self.signals.first):
             await self.signals.nudged()
-        connections = sum(server.statistics().open for server in self._servers)
-        logger.info("%s: shutting down; open connections: %d", name, connections)
+        requests = sum(server.statistics().open for server in self._servers)
+        logger.info("%s: shutting down; open requests: %d", name, requests)
         self._stop_all()
         while True:
             await self.signals.nudged()
 
-    async def _serve(self, server: StreamServer, *, task_status: TaskStatus[Any]) -> None:
+    async def _serve(self, server: BaseServer[Any], *, task_status: TaskStatus[Any]) -> None:
         try:
             with self._serving[server]:
                 await server.serve_forever(task_status=task_status)
@@ -239,7 +241,7 @@ class _Run:
             for server in self._serving:
                 self._tasks.start_soon(self._stop, server)
 
-    async def _stop(self, server: StreamServer) -> None:
+    async def _stop(self, server: BaseServer[Any]) -> None:
         try:
             report = await server.shutdown(self._grace)
         except ServerStateError:  # somebody inside was first, perhaps with more patience than ours
@@ -258,7 +260,7 @@ class _Run:
             raise self._failure
         if self._cancelled or self._aborted:
             logger.warning(
-                "connections that did not end within the grace of %s s: %d (cancelled: %d, reset after that: %d)",
+                "requests that did not end within the grace of %s s: %d (cancelled: %d, reset after that: %d)",
                 self._grace,
                 self._cancelled + self._aborted,
                 self._cancelled,

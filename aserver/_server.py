@@ -1,58 +1,37 @@
-"""The servers, and the life of a connection told from its permit to its end.
+"""The servers and the two narrators: the life of a connection, and the life of a datagram.
 
-`StreamServer` is the one stream server: what differs between TCP and Unix sockets is in `_endpoints`. The work is done
-in the rooms below; here is the order of things, the error boundary around user code, and stopping.
+What differs between TCP, UDP and Unix sockets is in `_endpoints`. What `StreamServer` and `DatagramServer`
+have in common (opening, serving, stopping, the error boundary) is in `_lifecycle`, the work in the rooms below.
 """
 
 from __future__ import annotations
 
-import logging
 import socket
 import sys
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
-import anyio
-from anyio.abc import TaskStatus
-
-from ._addresses import Address, Endpoint, SocketEndpoint, TcpEndpoint, UnixEndpoint, parse, peer_text
-from ._endpoints import BoundSocket, bind
-from ._errors import ListenerFailedError, ServerStateError, printable
+from ._addresses import Address, Endpoint, InetEndpoint, SocketEndpoint, UnixEndpoint, parse
+from ._datagram import Ancillary, Budget, Datagram, DatagramCounters, DatagramSocket, interface_source
+from ._door import Door
+from ._endpoints import BindOptions
 from ._handlers import Handler, adapt
-from ._limits import Gate, Limits, connection_capacity
+from ._lifecycle import BaseServer, check
+from ._limits import Gate, Limits, Sessions, connection_capacity
 from ._listener import AcceptCounters, Listener
-from ._readiness import open_loop
-from ._registry import Registry, ShutdownReport, Statistics
+from ._multicast import Group, interface_index, parse_groups
+from ._registry import DatagramStatistics, Statistics
+from ._session import Session, SessionCounters, SessionTable
 from ._stream import Stream
 
-__all__ = ["DEFAULT_GRACE", "StreamServer", "TCPServer", "UnixStreamServer"]
+__all__ = ["DatagramServer", "StreamServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
 
-logger = logging.getLogger("aserver")
-
-#: Seconds that open connections get to end by themselves at `shutdown`; gunicorn and Kubernetes use the same.
-DEFAULT_GRACE = 30.0
-#: Seconds after which a connection that waits for input counts as idle at `shutdown`, although it has not answered what
-#: it took last: servers that only listen never answer. Go takes 5 s of silence for idle.
-SETTLE_TIME = 1.0
-#: Seconds that a cancelled handler gets before its connection is reset under it, and again before it is left behind.
-KILL_GRACE = 5.0
 #: Connections that may wait in the kernel for a permit; it caps the number at net.core.somaxconn. The stdlib's 5 fails
 #: a burst of 500 clients.
 DEFAULT_BACKLOG = 4096
 
-#: How connections end when it is nobody's bug here: the peer or the network went away, or said too much in one line.
-_NETWORK_ENDS = (
-    anyio.BrokenResourceError,
-    anyio.EndOfStream,
-    anyio.IncompleteRead,
-    anyio.DelimiterNotFound,
-    ConnectionError,
-)
 
-
-class StreamServer:
+class StreamServer(BaseServer[Stream]):
     """Serves connections of byte streams, one task each, from one or more listening sockets.
 
     Args:
@@ -88,37 +67,27 @@ class StreamServer:
         reuse_port: bool = False,
         name: str | None = None,
     ) -> None:
-        _check("limits", limits, isinstance(limits, Limits | None), "an aserver.Limits")
-        _check("backlog", backlog, type(backlog) is int, "an integer of at least 1")
+        check("backlog", backlog, type(backlog) is int, "an integer of at least 1")
         if backlog < 1:
             raise ValueError(f"backlog is {backlog!r}; it must be an integer of at least 1")
-        self.name = type(self).__name__ if name is None else name
-        self.limits = Limits() if limits is None else limits
-        self._endpoints = self._parse(address)
-        self._handler = adapt(handler, self)
-        self._backlog = backlog
-        self._reuse_port = reuse_port
-        self._state: Literal["new", "open", "serving", "ended", "stopping", "closed"] = "new"
-        self._forced = False
-        self._left: anyio.Event | None = None
-        self._bound: list[BoundSocket] = []
-        self._listeners: list[Listener] = []
-        self._registry = Registry()
+        super().__init__(address, options=BindOptions(backlog, reuse_port), limits=limits, name=name)
+        self._handler = adapt(handler, self, "stream")
         self._counters = AcceptCounters()
 
     @staticmethod
     def _parse(address: Address | list[Address]) -> tuple[Endpoint, ...]:
         return parse(address)
 
-    def __repr__(self) -> str:
-        where = ", ".join(self.endpoints) if self._bound else "not bound"
-        return f"<{self.name} {where} {self._state} open={len(self._registry)}>"
+    def _open_doors(self) -> list[Door]:
+        capacity = self.limits.max_connections or connection_capacity(_soft_descriptor_limit())
+        self._gate = Gate(capacity, self.limits.max_connections_per_peer)
+        return [
+            Listener(bound, self._gate, self._loop, self._counters, self.limits.shed_after, self._begin)
+            for bound in self._bound
+        ]
 
-    # -- hooks, to be overridden ---------------------------------------------------------------------------------------
-
-    def verify_request(self, request: Stream, client_address: Any) -> bool | Awaitable[bool]:
-        """Return whether the connection is to be served; if not it is closed. By default each is."""
-        return True
+    def _admit(self, admitted: bool) -> None:
+        self._gate.suspended = not admitted
 
     def connection_opened(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
         """Called before the handler of a connection that `verify_request` let in; does nothing by default."""
@@ -127,198 +96,6 @@ class StreamServer:
     def connection_closed(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
         """Called after the connection was closed, if `connection_opened` returned; does nothing by default."""
         return None
-
-    def handle_error(self, request: Stream, client_address: Any) -> Awaitable[None] | None:
-        """Called while an exception of a handler or hook is being handled (``sys.exc_info()``); logs it by default.
-
-        Not called for what is nobody's bug: a peer that resets or ends early, and cancellation.
-        """
-        logger.error("%s: the request of %s raised", self.name, peer_text(client_address), exc_info=True)
-        return None
-
-    # -- life of the server --------------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise ServerStateError(self, "cannot be opened again", "make a new one")
-        self._bound = await bind(self._endpoints, backlog=self._backlog, reuse_port=self._reuse_port)
-        self._state = "open"
-        self._stopping, self._stopped = anyio.Event(), anyio.Event()
-        self._house = AsyncExitStack()
-        try:
-            self._loop = await self._house.enter_async_context(open_loop())
-        except BaseException:
-            for bound in self._bound:
-                bound.close()
-            raise
-        capacity = self.limits.max_connections or connection_capacity(_soft_descriptor_limit())
-        self._gate = Gate(capacity, self.limits.max_connections_per_peer)
-        self._listeners = [
-            Listener(bound, self._gate, self._loop, self._counters, self.limits.shed_after, self._begin)
-            for bound in self._bound
-        ]
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._stop_accepting()
-            await self._end_forcibly()
-        # Nothing runs in it any more; so whatever left the block leaves it as it is, in no exception group.
-        await self._house.aclose()
-        self._state = "closed"
-        self._stopped.set()
-
-    async def serve_forever(self, *, task_status: TaskStatus[Any] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Accept and serve connections until `shutdown` has ended; opens and closes the server if nobody has.
-
-        Args:
-            task_status: for ``await task_group.start(server.serve_forever)``, which gives `server_address`.
-
-        Raises:
-            OSError: the address cannot be bound (only if this call opens the server).
-            aserver.ListenerFailedError: all listening sockets have failed.
-            aserver.ServerStateError: it is serving already, or was closed.
-
-        Cancelling it stops accepting at once; `shutdown` then lets the open connections finish, and leaving
-        ``async with`` ends them.
-        """
-        if self._state == "new":
-            async with self:
-                return await self.serve_forever(task_status=task_status)
-        if self._state != "open":
-            raise ServerStateError(self, f"cannot serve: it is {self._state}", "make a new one")
-        self._state, self._left = "serving", anyio.Event()
-        failures: list[ListenerFailedError] = []
-        try:
-            async with anyio.create_task_group() as acceptors:
-                for listener in self._listeners:
-                    acceptors.start_soon(self._accept, listener, failures)
-                task_status.started(self.server_address)
-                await self._stopping.wait()
-                acceptors.cancel_scope.cancel()
-        except (
-            BaseExceptionGroup
-        ) as group:  # Ctrl-C on trio: the caller has not asked for a task group, nor for its group
-            raise _lone(group) from None
-        finally:
-            if self._state == "serving":
-                self._state = "ended"
-            self._close_listeners()
-            self._left.set()
-        if failures and len(failures) == len(self._listeners):
-            raise failures[-1]
-        await self._stopped.wait()
-
-    async def _accept(self, listener: Listener, failures: list[ListenerFailedError]) -> None:
-        try:
-            await listener.accept_forever()
-        except ListenerFailedError as exc:
-            failures.append(exc)
-            logger.critical("%s: %s", self.name, exc.strerror)
-            if len(failures) == len(self._listeners):
-                self._stopping.set()
-        finally:
-            listener.close()
-
-    async def _stop_accepting(self) -> None:
-        self._close_gate()
-        if self._left is not None:
-            await self._left.wait()  # serve_forever() has to leave the sockets before they are closed
-        self._close_listeners()
-
-    def _close_gate(self) -> None:
-        self._gate.suspended = True
-        self._stopping.set()
-
-    def _close_listeners(self) -> None:
-        self._close_gate()
-        for listener in self._listeners:
-            listener.close()
-
-    async def shutdown(self, grace: float | None = DEFAULT_GRACE) -> ShutdownReport:
-        """Stop: accept nothing more, let the open connections finish, then cancel what is left, then reset it.
-
-        Every stream's `draining` becomes True. A connection that waits for input between two requests sees the end of
-        its input at once; one that has not answered what it took last sees it after a second of silence.
-
-        Args:
-            grace: seconds the connections get to finish; 0 cancels at once, None waits for ever.
-
-        Returns:
-            what became of the connections that were open.
-
-        Raises:
-            aserver.ServerStateError: the server was never opened, or is stopping already.
-
-        Call it from a task of its own: a handler that awaits it waits for itself, until the grace is over.
-        """
-        if self._state not in ("open", "serving", "ended"):
-            raise ServerStateError(self, f"cannot be shut down: it is {self._state}", "do so once, while it is open")
-        self._state = "stopping"
-        total = len(self._registry)
-        try:
-            await self._stop_accepting()
-            await self._let_finish(grace)
-            cancelled, aborted = await self._end_forcibly()
-        finally:  # also if whoever called us is cancelled; leaving ``async with`` then does the rest
-            self._stopped.set()
-        return ShutdownReport(finished=total - cancelled, cancelled=cancelled - aborted, aborted=aborted)
-
-    async def _let_finish(self, grace: float | None) -> None:
-        with anyio.move_on_after(grace):
-            for stream in self._registry:
-                stream.begin_draining()
-            with anyio.move_on_after(SETTLE_TIME):
-                await self._registry.wait_empty()
-            for stream in self._registry:
-                stream.end_input()
-            await self._registry.wait_empty()
-
-    async def _end_forcibly(self) -> tuple[int, int]:
-        if self._forced:  # those who are left have survived it once
-            return 0, 0
-        tasks = self._registry.tasks()
-        for task in tasks:
-            self._loop.cancel(task)
-        with anyio.move_on_after(KILL_GRACE):
-            await self._registry.wait_empty()
-        aborted = self._registry.abort()
-        with anyio.move_on_after(KILL_GRACE):
-            await self._registry.wait_empty()
-        self._forced = True
-        return len(tasks), aborted
-
-    def suspend(self) -> None:
-        """Accept nothing until `resume`; clients wait in the kernel's queue. Open connections go on."""
-        self._check_open()
-        self._gate.suspended = True
-
-    def resume(self) -> None:
-        """Accept again after `suspend`; does nothing otherwise."""
-        self._check_open()
-        if self._state in ("open", "serving"):
-            self._gate.suspended = False
-            self._ring()
-
-    async def wait_empty(self) -> None:
-        """Wait until no connection is open; new ones may come unless the server is suspended or stopping."""
-        await self._registry.wait_empty()
-
-    # -- what can be asked ---------------------------------------------------------------------------------------------
-
-    @property
-    def server_address(self) -> Any:
-        """The address of the (first) listening socket, with the port that was given for port 0; a Unix path as str."""
-        self._check_open()
-        return self._bound[0].address
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """The endpoint strings of all listening sockets, such as ``tcp://127.0.0.1:9999``."""
-        self._check_open()
-        return tuple(bound.endpoint for bound in self._bound)
 
     def statistics(self) -> Statistics:
         """Return the counters of this moment."""
@@ -336,15 +113,11 @@ class StreamServer:
             accept_errors=door.accept_errors,
         )
 
-    def _check_open(self) -> None:
-        if not self._bound:
-            raise ServerStateError(self, "is not open", "enter it with 'async with' first")
-
     # -- life of a connection ------------------------------------------------------------------------------------------
 
     def _begin(self, sock: socket.socket, address: Any) -> None:
         stream = Stream(sock, address, self._loop, self.limits)
-        self._registry.enter(stream, self._loop.spawn(self._serve, stream))
+        self._registry.tasks[stream] = self._loop.spawn(self._serve, stream)
 
     async def _serve(self, stream: Stream) -> None:
         """The life of a connection, which holds its permit already: verify, handle, close, give the permit back."""
@@ -375,34 +148,223 @@ class StreamServer:
                 self._gate.leave(stream.peer)
                 self._ring()
 
-    async def _raised(self, stream: Stream, exc: BaseException) -> None:
-        """The error boundary: what a handler or hook raised ends here, whatever it is; only cancellation goes on."""
-        cancelled, failure = _split(exc, anyio.get_cancelled_exc_class())
-        if cancelled is not None and not self._loop.cancelling():
-            cancelled, failure = None, exc  # nobody asked for it: the handler has raised it itself
-        if failure is None:
-            self._registry.cancelled += 1
-        elif _is_network_end(failure):
-            self._registry.lost += 1
-            logger.debug("%s: the connection of %s ended: %s", self.name, peer_text(stream.peer), printable(failure))
+
+class DatagramServer(BaseServer[Any]):
+    """Serves datagrams, one task each, or with *sessions* one task for each peer, from one or more sockets.
+
+    Args:
+        address: where to receive: ``(host, port)``, a path, an endpoint string (``udp://127.0.0.1:9999``,
+            ``unixgram:/run/x.sock?mode=660``, ``fd://3``), a bound socket, or a list of these.
+        handler: an async function of the `Datagram` (with *sessions*: of the `Session`), or a handler class such as
+            `DatagramRequestHandler`.
+        limits: the bounds; see `Limits`.
+        sessions: give each peer a `Session` with these bounds; see `Sessions`.
+        groups: multicast groups to join, such as ``"239.1.2.3%eth0"`` or ``"ff02::fb%eth0"``; without an interface the
+            system's routes choose one.
+        broadcast: let datagrams be sent to broadcast addresses.
+        reuse_port: let several processes receive on the same port: the kernel shares out what comes to one address,
+            and gives each of them what comes to a group.
+        name: what the server is called in the log; by default its class.
+
+    Raises:
+        ValueError, TypeError: an argument cannot be right; nothing has been opened.
+
+    A datagram that does not fit (see `Limits.max_in_flight`) is dropped and counted, as is what the kernel drops:
+    `statistics` accounts for each of them. The hooks `verify_request` and `handle_error` are there to be overridden, as
+    plain or as async methods; otherwise it is used as a `StreamServer` is. On Python 3.12 and later, on asyncio and
+    uvloop, a handler begins before the server turns to the next datagram; elsewhere, and where it waits, they take
+    turns as tasks do.
+
+    Source: the stdlib's documentation of `socketserver`, "Server Objects".
+    """
+
+    def __init__(
+        self,
+        address: Address | list[Address],
+        handler: Handler,
+        *,
+        limits: Limits | None = None,
+        sessions: Sessions | None = None,
+        groups: Sequence[str] = (),
+        broadcast: bool = False,
+        reuse_port: bool = False,
+        name: str | None = None,
+    ) -> None:
+        check("sessions", sessions, isinstance(sessions, Sessions | None), "an aserver.Sessions")
+        options = BindOptions(backlog=0, reuse_port=reuse_port, broadcast=broadcast)
+        super().__init__(address, options=options, limits=limits, name=name)
+        self.sessions = sessions
+        self._groups = parse_groups(groups)
+        self._handler = adapt(handler, self, "datagram" if sessions is None else "session")
+        self._counters = DatagramCounters()
+        self._dropped_in_flight = 0
+        self._in_flight_size = 0
+        self._session_counters = SessionCounters()
+        self._table = None if sessions is None else SessionTable(sessions, self._session_counters, self._begin_session)
+        self._sockets: list[DatagramSocket] = []
+
+    @staticmethod
+    def _parse(address: Address | list[Address]) -> tuple[Endpoint, ...]:
+        return parse(address, kind=socket.SOCK_DGRAM)
+
+    def _open_doors(self) -> list[Door]:
+        for group in self._groups:
+            group.join(bound.sock for bound in self._bound)
+        take = self._begin if self._table is None else self._deliver
+        size = self.limits.max_datagram_size
+        # Asked once, for a call saved per datagram.
+        default = type(self).verify_request is BaseServer.verify_request and "verify_request" not in vars(self)
+        self._verifies = not default
+        self._sockets = [DatagramSocket(bound, self._loop, self._counters, size, take) for bound in self._bound]
+        return list(self._sockets)
+
+    def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        return [] if self._table is None else [self._table.end_idle]
+
+    def _admit(self, admitted: bool) -> None:
+        for each in self._sockets:
+            each.admitting = admitted
+
+    def _last_call(self) -> None:
+        if self._left is not None:
+            for each in self._sockets:
+                each.take_waiting(self.limits.max_in_flight)
+
+    async def send_to(self, data: bytes | bytearray | memoryview, address: Any) -> None:
+        """Send *data*, as one packet, to *address*, whether or not anything came from there.
+
+        Args:
+            data: at most 65 507 bytes over IPv4.
+            address: ``(host, port)`` with an IP address as host, or the path or abstract name of a Unix socket. To
+                choose the interface, as a multicast group may need it, write it behind the host: ``239.1.2.3%eth0``.
+
+        Raises:
+            anyio.BrokenResourceError: the network, a firewall or the peer does not take it.
+            anyio.ClosedResourceError: the server is closed.
+            OSError: there is no such interface.
+            ValueError: the address is none, or of a kind that the server has no socket for; or *data* is too large.
+
+        Goes out from the first socket of the server that fits the address, and waits while the kernel has no room.
+        Cancelled while it waits, it sends nothing. ``Limits.max_amplification`` is for replies and does not count here.
+        """
+        self._check_open()
+        if not isinstance(address, tuple):
+            if address and (via := self._socket_for(getattr(socket, "AF_UNIX", -1))):
+                return await via.send(data, address)
+            raise ValueError(f"{address!r} cannot be sent to: {self} has no Unix socket; give (host, port)")
+        host, _, interface = str(address[0]).partition("%")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            raise ValueError(f"{address!r} has no IP address as host; look the name up first: anyio.getaddrinfo()")
+        via = self._socket_for(family)
+        if via is None:
+            raise ValueError(f"{address!r} cannot be sent to: {self} has no socket of that family")
+        source = interface_source(family, interface_index(interface)) if interface else None
+        await via.send(data, (host, *address[1:]), source)
+
+    def _socket_for(self, family: int) -> DatagramSocket | None:
+        return next((each for each in self._sockets if each.bound.sock.family == family), None)
+
+    def join_group(self, group: str) -> None:
+        """Receive what is sent to a multicast group from now on.
+
+        Args:
+            group: its address, ``"239.1.2.3"``; with the interface to listen on, ``"239.1.2.3%eth0"``.
+
+        Raises:
+            ValueError, TypeError: it is no multicast group, or the server has no socket of that family.
+            OSError: there is no such interface; it is joined already; or the system refuses.
+        """
+        self._check_open()
+        Group.parse(group).join(bound.sock for bound in self._bound)
+
+    def leave_group(self, group: str) -> None:
+        """Undo `join_group`; the same argument and errors."""
+        self._check_open()
+        Group.parse(group).leave(bound.sock for bound in self._bound)
+
+    def statistics(self) -> DatagramStatistics:
+        """Return the counters of this moment."""
+        house, door, sessions = self._registry, self._counters, self._session_counters
+        drops = [each.dropped_by_kernel for each in self._sockets]
+        return DatagramStatistics(
+            open=len(house),
+            received=door.received,
+            handled=len(house) + house.ended if self._table is None else sessions.handled,
+            queued=sessions.queued,
+            completed=house.completed,
+            failed=house.failed,
+            lost=house.lost,
+            rejected=house.rejected,
+            cancelled=house.cancelled,
+            dropped_in_flight=self._dropped_in_flight + door.not_begun,
+            dropped_too_large=door.too_large,
+            dropped_session_limit=sessions.dropped_session_limit,
+            dropped_queue_full=sessions.dropped_queue_full,
+            dropped_unread=sessions.dropped_unread,
+            dropped_by_kernel=None if None in drops else sum(each or 0 for each in drops),
+            receive_errors=door.receive_errors,
+            sent=door.sent,
+            send_errors=door.send_errors,
+            replies_refused=door.replies_refused,
+        )
+
+    # -- life of a datagram, and of a session --------------------------------------------------------------------------
+
+    def _begin(self, data: bytes, peer: Any, via: DatagramSocket, ancillary: Ancillary | None) -> None:
+        tasks, limits = self._registry.tasks, self.limits
+        if tasks and (
+            len(tasks) >= limits.max_in_flight or self._in_flight_size + len(data) > limits.max_in_flight_size
+        ):
+            self._dropped_in_flight += 1
+            return
+        datagram = Datagram(data, peer, via, ancillary)
+        if limits.max_amplification is not None:
+            datagram.budget = self._budget(len(data))
+        if (task := self._loop.start(self._serve, datagram)) is not None:
+            tasks[datagram] = task
+            self._in_flight_size += len(data)
+
+    def _deliver(self, data: bytes, peer: Any, via: DatagramSocket, ancillary: Ancillary | None) -> None:
+        assert self._table is not None
+        self._table.deliver(data, peer, via, ancillary, len(self._registry), self._budget)
+
+    def _begin_session(self, session: Session) -> None:
+        self._registry.tasks[session] = self._loop.spawn(self._serve, session)
+
+    async def _serve(self, request: Any) -> None:
+        """The life of a datagram or session, for which there is room already: verify, handle, make room again."""
+        try:
+            if self._verifies and not await self._verified(request):
+                self._registry.rejected += 1
+                return
+            await self._handler(request)
+            self._registry.completed += 1
+        except BaseException as exc:  # noqa: BLE001 - the error boundary: whatever user code raises ends here
+            await self._raised(request, exc)
+        finally:
+            if request in self._registry.tasks:  # otherwise it has ended before it was noted that it had begun
+                self._leave(request)
+
+    async def _verified(self, request: Any) -> bool:
+        verdict = self.verify_request(request, request.peer)
+        return verdict if isinstance(verdict, bool) else bool(await verdict)
+
+    def _leave(self, request: Any) -> None:
+        if self._table is None:
+            self._in_flight_size -= len(request.data)
         else:
-            self._registry.failed += 1
-            try:
-                if (waiting := self.handle_error(stream, stream.peer)) is not None:
-                    await waiting
-            except BaseException as hook_exc:  # noqa: BLE001 - the boundary's own boundary
-                self._hook_raised(stream, hook_exc)
-        if cancelled is not None:
-            raise cancelled
+            self._table.remove(request)
+        self._registry.leave(request)
 
-    def _hook_raised(self, stream: Stream, exc: BaseException) -> None:
-        if isinstance(exc, anyio.get_cancelled_exc_class()) and self._loop.cancelling():
-            raise exc
-        logger.error("%s: a hook for %s raised", self.name, peer_text(stream.peer), exc_info=exc)
-
-    def _ring(self) -> None:
-        for listener in self._listeners:
-            listener.ring()
+    def _budget(self, earned: int = 0) -> Budget | None:
+        if self.limits.max_amplification is None:
+            return None
+        budget = Budget(self.limits.max_amplification, self._counters)
+        budget.earn(earned)
+        return budget
 
 
 class TCPServer(StreamServer):
@@ -413,7 +375,7 @@ class TCPServer(StreamServer):
 
     @staticmethod
     def _parse(address: Address | list[Address]) -> tuple[Endpoint, ...]:
-        return _only(parse(address), UnixEndpoint, "TCPServer", "UnixStreamServer")
+        return _only(parse(address), UnixEndpoint, "TCPServer", "UnixStreamServer", "StreamServer")
 
 
 class UnixStreamServer(StreamServer):
@@ -426,47 +388,42 @@ class UnixStreamServer(StreamServer):
 
     @staticmethod
     def _parse(address: Address | list[Address]) -> tuple[Endpoint, ...]:
-        return _only(parse(address), TcpEndpoint, "UnixStreamServer", "TCPServer")
+        return _only(parse(address), InetEndpoint, "UnixStreamServer", "TCPServer", "StreamServer")
 
 
-def _check(name: str, value: object, fits: bool, what: str) -> None:
-    if not fits:
-        raise TypeError(f"{name} is {printable(value)}; it must be {what}")
+class UDPServer(DatagramServer):
+    """A `DatagramServer` on UDP: ``(host, port)``, ``udp://host:port``, ``fd://3`` or a bound socket.
+
+    An empty host means all interfaces; a name or an empty host receives on IPv4 and IPv6, on one port. SO_REUSEADDR is
+    never set: it would let any user of the machine take the port over.
+    """
+
+    @staticmethod
+    def _parse(address: Address | list[Address]) -> tuple[Endpoint, ...]:
+        endpoints = parse(address, kind=socket.SOCK_DGRAM)
+        return _only(endpoints, UnixEndpoint, "UDPServer", "UnixDatagramServer", "DatagramServer")
 
 
-def _only(endpoints: tuple[Endpoint, ...], wrong: type, here: str, there: str) -> tuple[Endpoint, ...]:
+class UnixDatagramServer(DatagramServer):
+    """A `DatagramServer` on a Unix socket: a path, ``unixgram:/path?mode=660``, ``unixgram:@abstract``, ``fd://3`` or a
+    socket.
+
+    The rules for paths are those of `UnixStreamServer`. A client has to bind a path of its own to be answered.
+    """
+
+    @staticmethod
+    def _parse(address: Address | list[Address]) -> tuple[Endpoint, ...]:
+        endpoints = parse(address, kind=socket.SOCK_DGRAM)
+        return _only(endpoints, InetEndpoint, "UnixDatagramServer", "UDPServer", "DatagramServer")
+
+
+def _only(endpoints: tuple[Endpoint, ...], wrong: type, here: str, there: str, both: str) -> tuple[Endpoint, ...]:
     unix = wrong is UnixEndpoint
     for endpoint in endpoints:
         ready_made = isinstance(endpoint, SocketEndpoint) and (endpoint.sock.family == socket.AF_UNIX) == unix
         if ready_made or isinstance(endpoint, wrong):
-            raise ValueError(f"{here} cannot listen on {endpoint}; use {there}, or StreamServer for several kinds")
+            raise ValueError(f"{here} cannot listen on {endpoint}; use {there}, or {both} for several kinds")
     return endpoints
-
-
-def _lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one exception in *group*, or the group if there are several."""
-    lone: BaseException = group
-    while isinstance(lone, BaseExceptionGroup) and len(lone.exceptions) == 1:
-        lone = lone.exceptions[0]
-    return lone
-
-
-def _split(exc: BaseException, kind: type[BaseException]) -> tuple[BaseException | None, BaseException | None]:
-    """Return what is of *kind* in *exc*, one of them for all, and what is not; a handler's task group mixes them."""
-    if not isinstance(exc, BaseExceptionGroup):
-        return (exc, None) if isinstance(exc, kind) else (None, exc)
-    group, rest = exc.split(kind)
-    leaf: BaseException | None = group
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    return leaf, rest
-
-
-def _is_network_end(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return all(_is_network_end(each) for each in exc.exceptions)
-    # Refused is whoever connects somewhere: a handler and its own backend.
-    return isinstance(exc, _NETWORK_ENDS) and not isinstance(exc, ConnectionRefusedError)
 
 
 def _soft_descriptor_limit() -> int:

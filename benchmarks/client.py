@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 
-__all__ = ["BadAnswer", "Connection", "check_silent", "connected", "exchange", "visit"]
+__all__ = ["DEADLINE", "LOCALHOST", "BadAnswer", "Connection", "check_silent", "connected", "exchange", "visit"]
 
 SILENCE = 10.0  # an answer takes microseconds; a SYN lost to a full backlog comes again after 1, 3 and 7 s
 DEADLINE = 120.0  # for one call of exchange() or visit(), whatever trickles in

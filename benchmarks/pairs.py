@@ -1,6 +1,7 @@
 """The comparisons that matter: whose figure over whose, and the bar it should stay under.
 
-The bars are the project's promises to itself. A ratio is formed from the minima of one run.
+The bars are the project's promises to itself. A ratio is formed from the minima of one run. Where there is a bound to
+keep, whatever others do, nobody stands on the right and the figure itself is held against the bar.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,21 +14,25 @@ __all__ = ["PAIRS", "Pair", "Ratio", "ratios"]
 
 @dataclass(frozen=True)
 class Pair:
-    """`left`'s figure over `right`'s in one scenario should be at most `bar`."""
+    """`left`'s figure over `right`'s, or without a `right` the figure itself, should be at most `bar`."""
 
     scenario: str
     left: str
-    right: str
+    right: str | None
     bar: float
+
+    def __str__(self) -> str:
+        return f"{self.left} / {self.right}" if self.right else self.left
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A pair that was measured."""
+    """A pair that was measured; the `unit` is empty when it is a quotient."""
 
     pair: Pair
     label: str
     value: float
+    unit: str = ""
 
     @property
     def ok(self) -> bool:
@@ -48,14 +53,24 @@ PAIRS = (
     Pair("reset", "aserver-uvloop", "asyncio-streams-uvloop", 0.85),
     Pair("reset", "aserver-uvloop", "socketserver-threading", 0.40),
     Pair("idle", "aserver-uvloop", "asyncio-streams-uvloop", 0.80),
+    Pair("udp-echo", "aserver-udp-uvloop", "socketserver-udp", 1.00),
+    Pair("udp-echo", "aserver-udp-uvloop", "socketserver-udp-threading", 0.25),
+    Pair("udp-echo", "aserver-udp-uvloop", "easynetwork-udp-uvloop", 0.45),
+    Pair("udp-flood", "aserver-flood-uvloop", None, 10_240),
+    Pair("udp-flood", "aserver-flood-asyncio", None, 10_240),
+    Pair("udp-flood", "aserver-flood-trio", None, 10_240),
+    Pair("udp-overload", "aserver-flood-uvloop", None, 10_240),
 )
 
 
 def ratios(results: Iterable[Result]) -> Iterator[Ratio]:
-    """The pairs both sides of which were measured."""
+    """The pairs whose sides were measured."""
     measured = {(result.scenario.name, result.contender.name): result for result in results if result.measured}
     for pair in PAIRS:
         left = measured.get((pair.scenario, pair.left))
-        right = measured.get((pair.scenario, pair.right))
-        if left and right and right.best > 0:
+        if not left:
+            continue
+        if pair.right is None:
+            yield Ratio(pair, left.scenario.label, left.best, left.scenario.unit)
+        elif (right := measured.get((pair.scenario, pair.right))) and right.best > 0:
             yield Ratio(pair, left.scenario.label, left.best / right.best)

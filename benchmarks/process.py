@@ -133,6 +133,21 @@ class ServerProcess:
                 total += _memory(child, "Pss_Anon:")
         return total
 
+    def forget_peak(self) -> int:
+        """Start `peak_memory()` afresh; gives the resident bytes of now to compare it with."""
+        with suppress(OSError):  # not every container lets us; then the peak is of the process's whole life
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return _status_memory(self.pid, "VmRSS:")
+
+    def peak_memory(self) -> int:
+        """The most resident bytes there have been at once since `forget_peak()`."""
+        return _status_memory(self.pid, "VmHWM:")
+
+    def kernel_drops(self) -> int:
+        """Datagrams that the kernel has thrown away because the server's UDP socket was full."""
+        table = [line.split() for line in Path(f"/proc/{self.pid}/net/udp").read_text().splitlines()[1:]]
+        return sum(int(row[-1]) for row in table if int(row[1].rpartition(":")[2], 16) == self.port)
+
     def descriptors(self) -> int:
         """Open descriptors of the process itself."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -159,3 +174,9 @@ def _cpu_clock(pid: int) -> float:
 def _memory(pid: int, field: str) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def _status_memory(pid: int, field: str) -> int:
+    """A line of `status`: the only place that knows the peak, and to be compared with its own kind only."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024

@@ -11,7 +11,7 @@ from benchmarks.pairs import Ratio
 
 __all__ = ["as_json", "machine", "pair_line", "table"]
 
-PACKAGES = ("uvloop", "trio", "anyio")
+PACKAGES = ("uvloop", "trio", "anyio", "easynetwork", "gevent")
 
 
 def machine() -> dict[str, Any]:
@@ -71,9 +71,9 @@ def _cells(result: Result, extras: Sequence[str]) -> list[str]:
 
 def pair_line(ratio: Ratio) -> str:
     """One comparison, e.g. ``line echo 50: a / b  0.86  (bar 0.95) ok``."""
-    pair = ratio.pair
     verdict = "ok" if ratio.ok else "OVER"
-    return f"{ratio.label}: {pair.left} / {pair.right}  {ratio.value:.2f}  (bar {pair.bar:.2f}) {verdict}"
+    value, bar = (f"{ratio.value:,.0f} {ratio.unit}", "{:,.0f}") if ratio.unit else (f"{ratio.value:.2f}", "{:.2f}")
+    return f"{ratio.label}: {ratio.pair}  {value}  (bar {bar.format(ratio.pair.bar)}) {verdict}"
 
 
 def as_json(results: Sequence[Result], compared: Sequence[Ratio]) -> dict[str, Any]:
@@ -87,6 +87,7 @@ def as_json(results: Sequence[Result], compared: Sequence[Ratio]) -> dict[str, A
                 "left": ratio.pair.left,
                 "right": ratio.pair.right,
                 "ratio": ratio.value,
+                "unit": ratio.unit or None,
                 "bar": ratio.pair.bar,
                 "ok": ratio.ok,
             }

@@ -1,13 +1,17 @@
-"""Who takes part: a name, the file in ``contenders/``, its argument, and what it must be spared.
+"""Who takes part: a name, the file in ``contenders/``, its argument, what it serves and what it must be spared.
 
 Adding a contender is one file there and one line here. Imports nothing of the other rooms.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Literal
 
-__all__ = ["CONTENDERS", "Contender"]
+__all__ = ["CONTENDERS", "Contender", "Service"]
+
+Service = Literal["tcp", "udp", "slow udp"]
+"""What a contender serves and a scenario asks for: an echo of lines or of datagrams, or a datagram handler of 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Contender:
     arguments: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     """Import packages it cannot start without."""
+    serves: Service = "tcp"
     forks: bool = False
     """It serves from child processes: their memory is shared with it, so memory is counted in proportional shares."""
     share: float = 1.0
@@ -33,6 +38,34 @@ class Contender:
             return f"not installed: {', '.join(absent)}"
         return "this platform has no fork()" if self.forks and not hasattr(os, "fork") else ""
 
+
+_UDP = (
+    Contender("aserver-udp-uvloop", "aserver_udp_function", ("uvloop",), ("aserver", "uvloop")),
+    Contender("aserver-udp-asyncio", "aserver_udp_function", ("asyncio",), ("aserver",)),
+    Contender("aserver-udp-trio", "aserver_udp_function", ("trio",), ("aserver", "trio")),
+    Contender("aserver-udp-handler-uvloop", "aserver_udp_handler", ("uvloop",), ("aserver", "uvloop")),
+    Contender("aserver-udp-handler-asyncio", "aserver_udp_handler", ("asyncio",), ("aserver",)),
+    Contender("socketserver-udp", "socketserver_udp"),
+    Contender("socketserver-udp-threading", "socketserver_udp_threading"),
+    Contender("asyncio-udp-uvloop", "asyncio_udp", ("uvloop",), ("uvloop",)),
+    Contender("asyncio-udp-asyncio", "asyncio_udp", ("asyncio",)),
+    Contender("anyio-udp-uvloop", "anyio_udp", ("uvloop",), ("anyio", "uvloop")),
+    Contender("easynetwork-udp-uvloop", "easynetwork_udp", ("uvloop",), ("easynetwork", "uvloop")),
+    Contender("easynetwork-udp-asyncio", "easynetwork_udp", ("asyncio",), ("easynetwork",)),
+    Contender("gevent-udp", "gevent_udp", (), ("gevent",)),
+)
+
+_SLOW_UDP = (
+    Contender("aserver-flood-uvloop", "aserver_udp_flood", ("uvloop",), ("aserver", "uvloop")),
+    Contender("aserver-flood-asyncio", "aserver_udp_flood", ("asyncio",), ("aserver",)),
+    Contender("aserver-flood-trio", "aserver_udp_flood", ("trio",), ("aserver", "trio")),
+    Contender("socketserver-flood-threading", "socketserver_udp_flood"),
+    Contender("asyncio-flood-uvloop", "asyncio_udp_flood", ("uvloop",), ("uvloop",)),
+    Contender("asyncio-flood-asyncio", "asyncio_udp_flood", ("asyncio",)),
+    Contender("anyio-flood-uvloop", "anyio_udp_flood", ("uvloop",), ("anyio", "uvloop")),
+    Contender("easynetwork-flood-uvloop", "easynetwork_udp_flood", ("uvloop",), ("easynetwork", "uvloop")),
+    Contender("gevent-flood", "gevent_udp_flood", (), ("gevent",)),
+)
 
 CONTENDERS = {
     contender.name: contender
@@ -50,5 +83,7 @@ CONTENDERS = {
         Contender("socketserver-forking", "socketserver_forking", forks=True, share=0.1, holds=200),
         Contender("trio-serve-tcp", "trio_serve_tcp", (), ("trio",)),
         Contender("anyio-uvloop", "anyio_listener", ("uvloop",), ("anyio", "uvloop")),
+        *(replace(contender, serves="udp") for contender in _UDP),
+        *(replace(contender, serves="slow udp") for contender in _SLOW_UDP),
     )
 }

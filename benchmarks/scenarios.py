@@ -7,11 +7,15 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from benchmarks import datagram_client
 from benchmarks.client import check_silent, connected, exchange, visit
+from benchmarks.flood import Accounts
 from benchmarks.process import ServerProcess
+from benchmarks.roster import Service
 
 __all__ = ["SCENARIOS", "Sample", "Scenario"]
 
@@ -19,6 +23,9 @@ CONNECTIONS = 50
 WINDOW = 5  # connections under way at once: what fits the stdlib's default backlog, beyond which a SYN waits a second
 WARM_UP = 0.1  # of a round's requests, before the meters are read; CPython 3.11 specialises code within dozens of calls
 SPARE_DESCRIPTORS = 64  # kept free on both sides when connections are held
+UDP_CLIENTS = 20
+OVERLOAD_PACE = 20_000  # a second: ten times what handlers of 10 ms do if each of the 20 peers is served in turn
+UDP_BURSTERS = 8  # with 16 in flight each: what fits a UDP socket's default buffer of 208 KB, at 0.8-1.3 KB a datagram
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Scenario:
     quick: int
     rounds: int = 5
     quick_rounds: int = 3
+    serves: Service = "tcp"
 
 
 def _metered(server: ServerProcess, requests: int, work: Callable[[], None]) -> Sample:
@@ -113,7 +121,38 @@ def _churn(server: ServerProcess, requests: int) -> Sample:
     return Sample((server.memory() - before) / 1024, sample.rate, extra, note)
 
 
+def _datagrams(server: ServerProcess, requests: int, *, clients: int, depth: int) -> Sample:
+    bursts = requests // depth
+    with datagram_client.clients(server.port, clients, depth) as talking:
+        datagram_client.exchange(talking, max(clients, int(bursts * WARM_UP)))
+        before = sum(client.resent for client in talking)
+        sample = _metered(server, bursts * depth, partial(datagram_client.exchange, talking, bursts))
+        resent = sum(client.resent for client in talking) - before
+        return replace(sample, extra=sample.extra | {"resent": resent})
+
+
+def _flood(server: ServerProcess, count: int, *, pace: float | None) -> Sample:
+    with ExitStack() as stack:
+        asker, *flooders = (
+            stack.enter_context(datagram_client.connected_socket(server.port)) for _ in range(UDP_CLIENTS + 1)
+        )
+        accounts = Accounts(server, asker)
+        accounts.settle()  # the first question, so that what a first datagram imports is not taken for growth
+        server.settled_cpu()
+        resident, before, began = server.memory(), server.forget_peak(), time.perf_counter()
+        datagram_client.flood(flooders, count, pace)
+        wall = time.perf_counter() - began
+        accounts.sent += count
+        settled = accounts.settle()
+        if settled:
+            accounts.check()
+        extra = {"KB after": (server.memory() - resident) / 1024, **accounts.shown()}
+        note = "" if settled else "still at work when it was last asked"
+        return Sample((server.peak_memory() - before) / 1024, count / wall, extra, note)
+
+
 CPU = "CPU µs per request"
+PEAK = "resident KB grown, at the peak"
 
 SCENARIOS = {
     scenario.name: scenario
@@ -176,6 +215,50 @@ SCENARIOS = {
             quick=2_000,
             rounds=1,
             quick_rounds=1,
+        ),
+        Scenario(
+            "udp-echo",
+            "udp echo 20",
+            "64-byte datagrams from 20 sockets, one in flight from each",
+            CPU,
+            partial(_datagrams, clients=UDP_CLIENTS, depth=1),
+            full=40_000,
+            quick=10_000,
+            serves="udp",
+        ),
+        Scenario(
+            "udp-burst",
+            "udp 16 in flight",
+            "the same from 8 sockets, 16 in flight from each; the figure is per datagram",
+            CPU,
+            partial(_datagrams, clients=UDP_BURSTERS, depth=16),
+            full=80_000,
+            quick=16_000,
+            serves="udp",
+        ),
+        Scenario(
+            "udp-flood",
+            "udp flood",
+            "1 KB datagrams from 20 sockets, as fast as they can be sent, to a handler that takes 10 ms",
+            PEAK,
+            partial(_flood, pace=None),
+            full=100_000,
+            quick=20_000,
+            rounds=1,
+            quick_rounds=1,
+            serves="slow udp",
+        ),
+        Scenario(
+            "udp-overload",
+            "udp overload",
+            "the same at 20 000 a second, so that little is dropped by the kernel and the rest is up to the server",
+            PEAK,
+            partial(_flood, pace=OVERLOAD_PACE),
+            full=100_000,
+            quick=20_000,
+            rounds=1,
+            quick_rounds=1,
+            serves="slow udp",
         ),
     )
 }

@@ -112,7 +112,7 @@ def test_serves_and_drains(folder: Path, loop: tuple[str, ...]) -> None:
         server.signal(signal.SIGTERM)
         ended = server.end()
     assert (ended.status, ended.output) == (0, "")
-    assert re.fullmatch(r"[-0-9:, ]+ INFO aserver: SIGTERM: shutting down; open connections: \d\n", ended.errors)
+    assert re.fullmatch(r"[-0-9:, ]+ INFO aserver: SIGTERM: shutting down; open requests: \d\n", ended.errors)
 
 
 @posix_only
@@ -155,7 +155,7 @@ def test_file_imports_what_lies_beside_it(folder: Path) -> None:
 def test_default_endpoint_is_the_documented_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without an endpoint a handler is served where --help says (here on a free port in its place)."""
     _, shown = _main(capsys, "--help")
-    assert "it is\ntcp://127.0.0.1:9999. Port 0" in shown
+    assert "if there is none, it is tcp://127.0.0.1:9999. Port 0 is" in " ".join(shown.split())
     source = """\
     import sys
     from aserver import _cli
@@ -250,7 +250,7 @@ def test_target_keeps_the_logging_it_has_configured(folder: Path) -> None:
         server.address()
         server.signal(signal.SIGTERM)
         ended = server.end()
-    assert ended.errors == "MINE SIGTERM: shutting down; open connections: 0\n"
+    assert ended.errors == "MINE SIGTERM: shutting down; open requests: 0\n"
 
 
 def test_help_shows_each_option_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,14 +35,14 @@ from aserver import _addresses, _endpoints
 from aserver._addresses import (
     DescriptorEndpoint,
     Endpoint,
+    InetEndpoint,
     SocketEndpoint,
-    TcpEndpoint,
     UnixEndpoint,
     describe,
     parse,
     peer_text,
 )
-from aserver._endpoints import BoundSocket, bind
+from aserver._endpoints import BindOptions, BoundSocket, bind
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +51,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="abstract names 
 
 async def open_all(address: Any, *, backlog: int = 16, reuse_port: bool = False) -> list[BoundSocket]:
     """Bind all that *address* means."""
-    return await bind(parse(address), backlog=backlog, reuse_port=reuse_port)
+    return await bind(parse(address), BindOptions(backlog, reuse_port))
 
 
 async def open_one(address: Any, **options: Any) -> BoundSocket:
@@ -156,16 +156,16 @@ class Literal:
 @pytest.mark.parametrize(
     "address, endpoint",
     [
-        ("tcp://127.0.0.1:9999", TcpEndpoint("127.0.0.1", 9999)),
-        ("TCP://localhost:0", TcpEndpoint("localhost", 0)),
-        ("tcp://[::1]:0", TcpEndpoint("::1", 0)),
-        ("tcp://[fe80::1%lo]:65535", TcpEndpoint("fe80::1%lo", 65535)),
-        ("tcp://*:80", TcpEndpoint(None, 80)),
-        (("127.0.0.1", 9999), TcpEndpoint("127.0.0.1", 9999)),
-        (("::1", 0), TcpEndpoint("::1", 0)),
-        (("", 0), TcpEndpoint(None, 0)),
-        ((None, 0), TcpEndpoint(None, 0)),
-        (("*", 0), TcpEndpoint(None, 0)),
+        ("tcp://127.0.0.1:9999", InetEndpoint("127.0.0.1", 9999)),
+        ("TCP://localhost:0", InetEndpoint("localhost", 0)),
+        ("tcp://[::1]:0", InetEndpoint("::1", 0)),
+        ("tcp://[fe80::1%lo]:65535", InetEndpoint("fe80::1%lo", 65535)),
+        ("tcp://*:80", InetEndpoint(None, 80)),
+        (("127.0.0.1", 9999), InetEndpoint("127.0.0.1", 9999)),
+        (("::1", 0), InetEndpoint("::1", 0)),
+        (("", 0), InetEndpoint(None, 0)),
+        ((None, 0), InetEndpoint(None, 0)),
+        (("*", 0), InetEndpoint(None, 0)),
         ("unix:/run/x.sock", UnixEndpoint("/run/x.sock", 0o600)),
         ("unix:///run/x.sock", UnixEndpoint("/run/x.sock", 0o600)),
         ("unix:/run/x.sock?mode=660", UnixEndpoint("/run/x.sock", 0o660)),
@@ -194,7 +194,7 @@ def test_an_address_means_one_endpoint(address: Any, endpoint: Any) -> None:
 
 def test_a_list_means_several_endpoints() -> None:
     """A list gives one endpoint for each of its items, in their order; a tuple is always (host, port)."""
-    assert parse([("", 1), "fd://4", Path("/x")]) == (TcpEndpoint(None, 1), DescriptorEndpoint(4), UnixEndpoint("/x"))
+    assert parse([("", 1), "fd://4", Path("/x")]) == (InetEndpoint(None, 1), DescriptorEndpoint(4), UnixEndpoint("/x"))
 
 
 LOCALHOST = "write tcp://localhost:9999"
@@ -371,7 +371,7 @@ hosts = st.ip_addresses().map(str) | st.from_regex(r"[a-z0-9.-]+", fullmatch=Tru
 def test_any_host_and_port_come_back(address: tuple[str | None, int]) -> None:
     """A (host, port) pair keeps both, and the string of its endpoint means the same pair."""
     (endpoint,) = parse(address)
-    assert endpoint == TcpEndpoint(*address)
+    assert endpoint == InetEndpoint(*address)
     assert parse(str(endpoint)) == (endpoint,)
 
 
@@ -393,7 +393,7 @@ async def test_a_literal_is_bound_alone(address: Any) -> None:
         assert bound.address == bound.sock.getsockname()
         host, port = bound.address[:2]
         assert bound.endpoint == (f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
-        assert parse(bound.endpoint) == (TcpEndpoint(host, port),)
+        assert parse(bound.endpoint) == (InetEndpoint(host, port),)
         assert describe(bound.sock) == bound.endpoint
         assert bound.endpoint in repr(bound)
         assert talks(bound)
@@ -498,7 +498,7 @@ async def test_reuse_port_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -
 async def test_an_address_of_another_machine(host: str) -> None:
     """A literal that this machine does not have is an error that names it, not left out."""
     text = await refusal((host, 0))
-    assert str(TcpEndpoint(host, 0)) in text
+    assert str(InetEndpoint(host, 0)) in text
     assert "write an address of this machine, or *" in text
 
 
@@ -506,7 +506,7 @@ async def test_an_address_of_another_machine(host: str) -> None:
 async def test_a_host_that_cannot_be_resolved(host: str) -> None:
     """A name that means no address is an error that names it and the remedy."""
     text = await refusal((host, 0), socket.gaierror)
-    assert str(TcpEndpoint(host, 0)) in text
+    assert str(InetEndpoint(host, 0)) in text
 
 
 async def test_a_name_with_an_address_that_is_not_here() -> None:
@@ -515,11 +515,11 @@ async def test_a_name_with_an_address_that_is_not_here() -> None:
     addresses: list[tuple[int, str]]
     with ExitStack() as undo:
         for addresses in ([away, here], [here, away], [here, here, away]):
-            (bound,) = _endpoints._listen_on_one_port(addresses, 0, 16, False, undo)
+            (bound,) = _endpoints._listen_on_one_port(addresses, InetEndpoint("127.0.0.1", 0), BindOptions(16), undo)
             assert bound.address[0] == "127.0.0.1"
         for addresses in ([away], [away, away], []):
             with pytest.raises(OSError, match="Cannot assign requested address"):
-                _endpoints._listen_on_one_port(addresses, 0, 16, False, undo)
+                _endpoints._listen_on_one_port(addresses, InetEndpoint("127.0.0.1", 0), BindOptions(16), undo)
 
 
 def in_another_network(script: str) -> Any:
@@ -527,7 +527,7 @@ def in_another_network(script: str) -> Any:
     prelude = """
         import anyio, fcntl, json, socket, struct, subprocess, sys
         from aserver._addresses import parse
-        from aserver._endpoints import bind
+        from aserver._endpoints import BindOptions, bind
 
         def write(path, text):
             with open(path, "w") as file:
@@ -535,7 +535,7 @@ def in_another_network(script: str) -> Any:
 
         def where(address):
             async def main():
-                bound = await bind(parse(address), backlog=1, reuse_port=False)
+                bound = await bind(parse(address), BindOptions(1))
                 found = [list(one.address[:2]) for one in bound]
                 for one in bound:
                     one.close()
@@ -641,7 +641,7 @@ async def test_being_cancelled_undoes_everything(tmp_path: Path) -> None:
         yield from parse("tcp://localhost:0")
 
     with anyio.CancelScope() as scope:
-        await bind(endpoints(), backlog=1, reuse_port=False)
+        await bind(endpoints(), BindOptions(1))
     assert scope.cancelled_caught
     assert names(tmp_path) == []
 
@@ -849,10 +849,10 @@ def test_a_forked_child_does_not_unlink(tmp_path: Path) -> None:
     script = """
         import anyio, os, socket, sys
         from aserver._addresses import parse
-        from aserver._endpoints import bind
+        from aserver._endpoints import BindOptions, bind
         path = sys.argv[1]
         async def main():
-            return await bind(parse("unix:" + path), backlog=1, reuse_port=False)
+            return await bind(parse("unix:" + path), BindOptions(1))
         (bound,) = anyio.run(main)
         child = os.fork()
         if not child:
@@ -1071,8 +1071,8 @@ async def test_a_descriptor_that_is_no_listener(tmp_path: Path) -> None:
     ):
         bound.bind(("127.0.0.1", 0))
         cases = {
-            reader: "is no open socket (Socket operation on non-socket); pass a listening socket",
-            file: "is no open socket (Socket operation on non-socket); pass a listening socket",
+            reader: "is no open socket (Socket operation on non-socket); pass a bound socket",
+            file: "is no open socket (Socket operation on non-socket); pass a bound socket",
             udp.fileno(): f"is of type {socket.SOCK_DGRAM!r}, and this server needs {socket.SOCK_STREAM!r};",
             unbound.fileno(): "is not a listening socket; let its maker call listen()",
             bound.fileno(): "is not a listening socket; let its maker call listen()",
@@ -1082,7 +1082,7 @@ async def test_a_descriptor_that_is_no_listener(tmp_path: Path) -> None:
             os.fstat(fd)  # still open
     for fd in (file, reader, writer):
         os.close(fd)
-    text = f"fd://{reader}: is no open socket (Bad file descriptor); pass a listening socket"
+    text = f"fd://{reader}: is no open socket (Bad file descriptor); pass a bound socket"
     assert text in await refusal(f"fd://{reader}")
 
 

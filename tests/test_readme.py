@@ -16,6 +16,8 @@ import pytest
 import aserver
 from aserver._limits import Limits
 
+from .peers import ask_datagram
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -98,8 +100,20 @@ def test_limits_table() -> None:
     assert table == {each.name: repr(each.default) for each in dataclasses.fields(Limits)}
 
 
+def test_pong() -> None:
+    """The program for datagrams answers in upper case."""
+    handler = program("async def pong(datagram")["pong"]
+    with aserver.start_in_thread(aserver.UDPServer(("127.0.0.1", 0), handler)) as server:
+        assert ask_datagram(server.server_address, b"hello") == b"HELLO"
+
+
 def test_argument_tables() -> None:
     """The tables of arguments have the defaults of the functions they tell of."""
+    datagram_server = inspect.signature(aserver.DatagramServer).parameters
+    for name, default in rows("| argument of a datagram server | default | |").items():
+        assert default == repr(datagram_server[name].default)
+    table = rows("| field of `Sessions` | default | |")
+    assert table == {each.name: repr(each.default) for each in dataclasses.fields(aserver.Sessions)}
     server = inspect.signature(aserver.StreamServer).parameters
     table = rows("| argument of a server | default | |")
     assert table | {"name": "None"} == {name: repr(server[name].default) for name in ("backlog", "reuse_port", "name")}

@@ -111,7 +111,7 @@ def test_sigterm_lets_a_request_in_flight_finish(tmp_path: Path, choice: dict[st
             client.send(b"hello\n")
             server.wait_for("working")
             server.signal(signal.SIGTERM)
-            assert server.wait_for("SIGTERM") == "INFO SIGTERM: shutting down; open connections: 1"
+            assert server.wait_for("SIGTERM") == "INFO SIGTERM: shutting down; open requests: 1"
             server.stdin.write("go\n")
             server.stdin.flush()
             assert client.read_until_eof() == b"HELLO\n"
@@ -227,7 +227,7 @@ def test_status_1_if_a_handler_had_to_be_cancelled(tmp_path: Path, choice: dict[
             ended = server.end()
     assert ended.status == 1
     assert ended.output.splitlines()[-1] == (
-        "WARNING connections that did not end within the grace of 0 s: 2 (cancelled: 2, reset after that: 0)"
+        "WARNING requests that did not end within the grace of 0 s: 2 (cancelled: 2, reset after that: 0)"
     )
     assert ended.errors == ""
 

@@ -24,7 +24,7 @@ import anyio.lowlevel
 import pytest
 
 import aserver
-from aserver import _listener, _server
+from aserver import _lifecycle, _listener
 
 from .conftest import LogBook
 from .peers import Client, ask, connect, in_thread
@@ -424,7 +424,7 @@ async def test_left_behind_when_nothing_helps(clock: Clock) -> None:
 
 async def test_aborted_on_every_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with short times in place of a moved clock, for where the clock cannot be moved."""
-    monkeypatch.setattr(_server, "KILL_GRACE", 0.02)
+    monkeypatch.setattr(_lifecycle, "KILL_GRACE", 0.02)
     stubborn = Stubborn()
     async with running(tcp(stubborn)) as server:
         with stubborn, connect(server.server_address) as client:
