@@ -124,7 +124,7 @@ def conformance(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run every example against a scripted client; arguments go to pytest."""
     session.install("-e", ".", *TEST)
-    session.run("python", "-m", "pytest", "tests/test_examples.py", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/test_examples.py", "tests/test_examples_datagram.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -37,15 +37,6 @@ SETTLE_TIME = 1.0
 #: Seconds that a cancelled handler gets before its connection is reset under it, and again before it is left behind.
 KILL_GRACE = 5.0
 
-#: How requests end when it is nobody's bug here: the peer or the network went away, or said too much in one line.
-_NETWORK_ENDS = (
-    anyio.BrokenResourceError,
-    anyio.EndOfStream,
-    anyio.IncompleteRead,
-    anyio.DelimiterNotFound,
-    ConnectionError,
-)
-
 
 class Request(Protocol):
     """What a server does with the requests that it serves, whatever they are."""
@@ -70,19 +61,12 @@ RequestT = TypeVar("RequestT", bound=Request)
 class BaseServer(ABC, Generic[RequestT]):
     """What all servers are; see `StreamServer` and `DatagramServer`, of which instances are made.
 
-    Use it as ``async with server: await server.serve_forever()``, under asyncio, uvloop or trio: entering binds,
-    leaving closes everything, cancelling what still runs. `aserver.run` does it from synchronous code. A server serves
-    once. Its methods belong to the thread of its event loop.
-
-    The hooks, `verify_request`, `handle_error` and those of the subclasses, are there to be overridden, as plain or as
-    async methods. Whatever a hook or handler raises ends its own request, is logged once, and nothing else happens.
-
     Source: the stdlib's documentation of `socketserver`, "Server Objects".
     """
 
     def __init__(
         self,
-        address: Address | list[Address],
+        address: Address | list[Address] | None,
         *,
         options: BindOptions,
         limits: Limits | None,
@@ -91,7 +75,7 @@ class BaseServer(ABC, Generic[RequestT]):
         check("limits", limits, isinstance(limits, Limits | None), "an aserver.Limits")
         self.name = type(self).__name__ if name is None else name
         self.limits = Limits() if limits is None else limits
-        self._endpoints = self._parse(address)
+        self._endpoints = () if address is None else self._parse(address)
         self._options = options
         self._state: Literal["new", "open", "serving", "ended", "stopping", "closed"] = "new"
         self._forced = False
@@ -99,6 +83,14 @@ class BaseServer(ABC, Generic[RequestT]):
         self._bound: list[BoundSocket] = []
         self._doors: list[Door] = []
         self._registry: Registry[RequestT] = Registry()
+
+    #: How requests end when it is nobody's bug here: the peer or the network went away, or said too much in one line.
+    _network_ends: tuple[type[BaseException], ...] = (
+        anyio.BrokenResourceError,
+        anyio.EndOfStream,
+        anyio.IncompleteRead,
+        anyio.DelimiterNotFound,
+    )
 
     # -- what the kinds of servers differ in ---------------------------------------------------------------------------
 
@@ -138,7 +130,7 @@ class BaseServer(ABC, Generic[RequestT]):
     # -- life of the server --------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        where = ", ".join(self.endpoints) if self._bound else "not bound"
+        where = "not bound" if self._state == "new" else ", ".join(self.endpoints) or "no address"
         return f"<{self.name} {where} {self._state} open={len(self._registry)}>"
 
     async def __aenter__(self) -> Self:
@@ -325,9 +317,17 @@ class BaseServer(ABC, Generic[RequestT]):
 
     @property
     def server_address(self) -> Any:
-        """The address of the (first) socket, with the port that was given for port 0; a Unix path as str."""
+        """The address of the (first) socket, with the port that was given for port 0; a Unix path as str.
+
+        None if the server has no socket (`StreamServer.add_connection`).
+        """
         self._check_open()
-        return self._bound[0].address
+        return self._bound[0].address if self._bound else None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is stopping, or has stopped."""
+        return self._state in ("stopping", "closed")
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -336,7 +336,7 @@ class BaseServer(ABC, Generic[RequestT]):
         return tuple(bound.endpoint for bound in self._bound)
 
     def _check_open(self) -> None:
-        if not self._bound:
+        if self._state == "new":
             raise ServerStateError(self, "is not open", "enter it with 'async with' first")
 
     # -- the error boundary --------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ class BaseServer(ABC, Generic[RequestT]):
             cancelled, failure = None, exc  # nobody asked for it: the handler has raised it itself
         if failure is None:
             self._registry.cancelled += 1
-        elif _is_network_end(failure):
+        elif self._is_network_end(failure):
             self._registry.lost += 1
             logger.debug("%s: the request of %s ended: %s", self.name, peer_text(request.peer), printable(failure))
         else:
@@ -360,6 +360,12 @@ class BaseServer(ABC, Generic[RequestT]):
                 self._hook_raised(request, hook_exc)
         if cancelled is not None:
             raise cancelled
+
+    def _is_network_end(self, exc: BaseException) -> bool:
+        if isinstance(exc, BaseExceptionGroup):
+            return all(self._is_network_end(each) for each in exc.exceptions)
+        # Refused is whoever connects somewhere: a handler and its own backend.
+        return isinstance(exc, self._network_ends) and not isinstance(exc, ConnectionRefusedError)
 
     def _hook_raised(self, request: RequestT, exc: BaseException) -> None:
         if isinstance(exc, anyio.get_cancelled_exc_class()) and self._loop.cancelling():
@@ -390,10 +396,3 @@ def _split(exc: BaseException, kind: type[BaseException]) -> tuple[BaseException
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
     return leaf, rest
-
-
-def _is_network_end(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return all(_is_network_end(each) for each in exc.exceptions)
-    # Refused is whoever connects somewhere: a handler and its own backend.
-    return isinstance(exc, _NETWORK_ENDS) and not isinstance(exc, ConnectionRefusedError)

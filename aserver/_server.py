@@ -36,7 +36,8 @@ class StreamServer(BaseServer[Stream]):
 
     Args:
         address: where to listen: ``(host, port)``, a path, an endpoint string (``tcp://127.0.0.1:9999``,
-            ``unix:/run/x.sock?mode=660``, ``fd://3``), a bound socket, or a list of these.
+            ``unix:/run/x.sock?mode=660``, ``fd://3``), a bound socket, or a list of these; None to serve only what
+            `add_connection` brings.
         handler: an async function of the `Stream`, or a handler class such as `StreamRequestHandler`.
         limits: the bounds; see `Limits`.
         backlog: connections that may wait in the kernel, which caps it at its own maximum.
@@ -57,9 +58,12 @@ class StreamServer(BaseServer[Stream]):
     Source: the stdlib's documentation of `socketserver`, "Server Objects".
     """
 
+    #: Also what its socket raises, when a handler has taken it over.
+    _network_ends = (*BaseServer._network_ends, ConnectionError)
+
     def __init__(
         self,
-        address: Address | list[Address],
+        address: Address | list[Address] | None,
         handler: Handler,
         *,
         limits: Limits | None = None,
@@ -114,6 +118,33 @@ class StreamServer(BaseServer[Stream]):
         )
 
     # -- life of a connection ------------------------------------------------------------------------------------------
+
+    def add_connection(self, sock: socket.socket, address: Any) -> bool:
+        """Serve a connection that was accepted elsewhere, as if this server had accepted it.
+
+        Args:
+            sock: a connected stream socket, which the server closes in any case.
+            address: the peer's address, as ``accept()`` gives it.
+
+        Returns:
+            False if it was closed at once, because the server is stopping or suspended, or its `Limits` leave no room.
+
+        Raises:
+            aserver.ServerStateError: the server was never opened.
+            TypeError: it is no plain socket.
+
+        For what inherits or is handed connections, and not their listening socket. Belongs to the event loop's thread.
+        """
+        self._check_open()
+        check("sock", sock, not hasattr(sock, "do_handshake"), "a plain socket")
+        if not self._gate.open or not self._gate.enter(address):
+            self._counters.shed += 1
+            sock.close()
+            return False
+        self._counters.accepted += 1
+        sock.setblocking(False)
+        self._begin(sock, address)
+        return True
 
     def _begin(self, sock: socket.socket, address: Any) -> None:
         stream = Stream(sock, address, self._loop, self.limits)
