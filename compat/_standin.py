@@ -1,0 +1,62 @@
+"""Standing in for the standard library's `socketserver` in a whole interpreter, and in those that it starts.
+
+Lives here: the environment of such an interpreter, and what its `sitecustomize` (in the folder `_children`) does with
+it. Must not: the command line, that is `__main__`. No other room imports this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["environment", "install", "take_place"]
+
+#: Tells an interpreter how long it is meant: "once", or "children" for those that it starts as well.
+VARIABLE = "COMPAT_SOCKETSERVER"
+#: The folder whose `sitecustomize` calls `take_place`.
+FOLDER = str(Path(__file__).parent / "_children")
+
+
+def install() -> None:
+    """Let `import socketserver` mean ours from now on, in this process.
+
+    Modules that have the other one already, such as http.server, keep it.
+    """
+    sys.modules["socketserver"] = importlib.import_module("compat.socketserver")
+
+
+def environment(children: bool) -> dict[str, str]:
+    """The variables for an interpreter in which ours is in place from the beginning.
+
+    Args:
+        children: whether that holds for the interpreters that it starts, too.
+    """
+    variables = dict(os.environ)
+    variables[VARIABLE] = "children" if children else "once"
+    before = variables.get("PYTHONPATH")
+    variables["PYTHONPATH"] = FOLDER if before is None else os.pathsep.join([FOLDER, before])
+    return variables
+
+
+def take_place() -> None:
+    """Called by our `sitecustomize` when an interpreter begins: install, tidy up, let the next `sitecustomize` run."""
+    sys.path[:] = [entry for entry in sys.path if entry != FOLDER]
+    if os.environ.get(VARIABLE) == "once":
+        del os.environ[VARIABLE]
+        rest = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry != FOLDER]
+        if any(rest):
+            os.environ["PYTHONPATH"] = os.pathsep.join(rest)
+        else:
+            os.environ.pop("PYTHONPATH", None)
+    install()
+    ours = sys.modules.pop("sitecustomize", None)
+    importlib.invalidate_caches()
+    try:
+        importlib.import_module("sitecustomize")
+    except ModuleNotFoundError as error:
+        if error.name != "sitecustomize":
+            raise
+        if ours is not None:  # its import is still under way
+            sys.modules["sitecustomize"] = ours
