@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,7 +25,7 @@ from ._addresses import AF_UNIX, peer_text
 from ._door import Door
 from ._endpoints import BoundSocket
 from ._errors import NO_MEMORY, PEER_GONE, ReplyRefusedError
-from ._readiness import Loop
+from ._readiness import Loop, Task
 
 __all__ = ["Ancillary", "Budget", "Datagram", "DatagramCounters", "DatagramSocket"]
 
@@ -55,7 +55,7 @@ class DatagramCounters:
 
     received: int = 0
     too_large: int = 0
-    not_begun: int = 0
+    no_room: int = 0
     receive_errors: int = 0
     sent: int = 0
     send_errors: int = 0
@@ -92,18 +92,19 @@ class Datagram:
 
     Attributes:
         data: its bytes, all of them; there may be none.
-        budget: how much may be replied; None is any amount.
+        via, ancillary, budget: the socket that it came through, what the kernel told with it, and how much may be
+            replied; for the server.
         peer: the address it came from: ``(host, port)``, with flow and scope for IPv6; for Unix sockets the path of the
             peer, and None or ``""`` if it has none and cannot be answered.
     """
 
-    __slots__ = ("_ancillary", "_socket", "budget", "data", "peer")
+    __slots__ = ("ancillary", "budget", "data", "peer", "via")
 
     def __init__(self, data: bytes, peer: Any, via: DatagramSocket, ancillary: Ancillary | None) -> None:
         self.data = data
         self.peer = peer
-        self._socket = via
-        self._ancillary = ancillary
+        self.via = via
+        self.ancillary = ancillary
         self.budget: Budget | None = None
 
     def __repr__(self) -> str:
@@ -124,8 +125,8 @@ class Datagram:
         if self.budget is not None:
             self.budget.spend(memoryview(data).nbytes)
         # Spelled out, as two calls more would be a tenth of what a datagram costs.
-        via = self._socket
-        if self._ancillary is None and not via.waiting:
+        via = self.via
+        if self.ancillary is None and not via.waiting:
             try:
                 via.sendto(data, self.peer)
             except (OSError, TypeError):  # the longer way knows what to make of it
@@ -133,7 +134,7 @@ class Datagram:
             else:
                 via.counters.sent += 1
                 return
-        await via.send(data, self.peer, self._ancillary and reply_source(self._ancillary))
+        await via.send(data, self.peer, self.ancillary and reply_source(self.ancillary))
 
     @property
     def local_address(self) -> Any:
@@ -141,8 +142,8 @@ class Datagram:
 
         It is one of this machine, a multicast group or a broadcast address.
         """
-        own = self._socket.bound.address
-        for level, kind, info in self._ancillary or ():
+        own = self.via.bound.address
+        for level, kind, info in self.ancillary or ():
             if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
                 return (socket.inet_ntop(socket.AF_INET, info[8:12]), own[1])
             if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO):
@@ -159,7 +160,17 @@ class Datagram:
 
 
 class DatagramSocket(Door):
-    """Receives from one bound socket, and sends on it."""
+    """Receives from one bound socket, and sends on it.
+
+    Args:
+        bound, loop: as for every door.
+        counters: those of the server.
+        max_size: bytes of a packet at most.
+        requests: what the server has open; while that is nothing, there is room.
+        has_room: says whether there is for a packet of so many bytes.
+        begin: serves a packet, as `Loop.start` does.
+        begun: hears of each one that is not served yet when `begin` returns, and of its task.
+    """
 
     def __init__(
         self,
@@ -167,13 +178,19 @@ class DatagramSocket(Door):
         loop: Loop,
         counters: DatagramCounters,
         max_size: int,
-        on_datagram: Callable[[bytes, Any, DatagramSocket, Ancillary | None], None],
+        requests: Sized,
+        has_room: Callable[[int], bool],
+        begin: Callable[[Datagram], Task | None],
+        begun: Callable[[Datagram, Task], None],
     ) -> None:
         super().__init__(bound, loop)
         self.admitting = True
         self.counters = counters
         self._max_size = max_size
-        self._on_datagram = on_datagram
+        self._requests = requests
+        self._has_room = has_room
+        self._begin = begin
+        self._begun = begun
         self._sock = bound.sock
         self.sendto = bound.sock.sendto
         self._watch = loop.watch(bound.sock, _nothing_to_read)
@@ -197,8 +214,8 @@ class DatagramSocket(Door):
     def _take_batch(self) -> bool:
         if not self.admitting:
             return False
-        receive, on_datagram, counters = self._receive, self._on_datagram, self.counters
-        room, max_size, tells_address = self._room, self._max_size, self._tells_address
+        receive, room, max_size, tells_address = self._receive, self._room, self._max_size, self._tells_address
+        counters, requests, begin = self.counters, self._requests, self._begin
         for _ in range(self._batch):
             try:
                 message = receive(*room)
@@ -214,10 +231,15 @@ class DatagramSocket(Door):
             if len(data) > max_size:
                 counters.too_large += 1
                 continue
+            if requests and not self._has_room(len(data)):
+                counters.no_room += 1
+                continue
             try:
-                on_datagram(data, message[-1], self, message[1] if tells_address else None)
+                datagram = Datagram(data, message[-1], self, message[1] if tells_address else None)
+                if (task := begin(datagram)) is not None:
+                    self._begun(datagram, task)
             except Exception:  # out of memory, most likely: this datagram's bad luck, not the server's end
-                counters.not_begun += 1
+                counters.no_room += 1
                 logger.exception("%s: a datagram could not be served", self.bound.endpoint)
         else:
             self._grow_batch(RECEIVE_BATCH)
@@ -307,6 +329,8 @@ class DatagramSocket(Door):
         self.counters.send_errors += 1
         if exc.errno == errno.EMSGSIZE:
             return ValueError(f"{memoryview(data).nbytes} bytes do not fit into one datagram; send less at a time")
+        if exc.errno is None:  # Python itself refuses, before it asks the system
+            return ValueError(f"{address!r} cannot be sent to: {exc}")
         return anyio.BrokenResourceError(f"nothing can be sent to {peer_text(address)}: {exc.strerror}")
 
     async def _wait_for_unix_peer(self, address: Any) -> None:

@@ -167,7 +167,8 @@ def _prepare(sock: socket.socket, options: BindOptions) -> None:
     """Make *sock* non-blocking and give it its options; before it listens, so that what is accepted inherits them."""
     sock.setblocking(False)
     if sock.type == socket.SOCK_DGRAM:
-        _set(sock, socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < DATAGRAM_BUFFER:
+            _set(sock, socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
         if sock.family != AF_UNIX:
             if sys.platform == "linux":
                 _set(sock, *_MULTICAST_ALL[sock.family == socket.AF_INET6], 0)

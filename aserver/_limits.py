@@ -34,6 +34,9 @@ MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_SIZE = 4 * 1024 * 1024
 #: Bytes of a datagram at most: more than UDP carries (65 507 over IPv4, 65 527 over IPv6). The stdlib's 8192 cuts.
 MAX_DATAGRAM_SIZE = 65_535
+#: What a user may ask for at most: each receive gets a buffer of that size, and Unix datagrams are not larger than the
+#: send buffer that the kernel grants, 208 KiB where nobody raised it.
+MAX_DATAGRAM_SIZE_MOST = 16 * 1024 * 1024
 
 #: Peers that have a session at once, datagrams that may wait in one and bytes that may wait in all of them, and seconds
 #: of silence after which one ends. NATs forget a silent UDP flow after 30 s to 5 min (RFC 4787, section 4.3: never in
@@ -98,6 +101,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         _check_numbers(self, lowest={"shed_after": 0})
+        if self.max_datagram_size > MAX_DATAGRAM_SIZE_MOST:
+            size, most = self.max_datagram_size, MAX_DATAGRAM_SIZE_MOST
+            raise ValueError(f"max_datagram_size is {size!r}; it must be at most {most}: no datagram is larger")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

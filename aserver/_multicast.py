@@ -7,6 +7,7 @@ Source: RFC 1112 and RFC 3493, section 5.2; ``ip(7)`` and ``ipv6(7)``.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -48,7 +49,7 @@ class Group:
         return f"{self.address}%{self.interface}" if self.interface else str(self.address)
 
     def join(self, socks: Iterable[socket.socket]) -> None:
-        """Have each of *socks* that is of the group's family receive what is sent to the group.
+        """Have each of *socks* that is of the group's family receive what is sent to the group, or none of them.
 
         Raises:
             ValueError: none of them is.
@@ -65,12 +66,16 @@ class Group:
         if not fitting:
             version = self.address.version
             raise ValueError(f"no socket of this server is of IPv{version}, as the group {self} is; add one that is")
-        for sock in fitting:
-            try:
+        done: list[socket.socket] = []
+        try:
+            for sock in fitting:
                 sock.setsockopt(*self._option(join))
-            except OSError as exc:
-                verb = "join" if join else "leave"
-                raise OSError(exc.errno, f"cannot {verb} the multicast group {self}: {exc.strerror}")
+                done.append(sock)
+        except OSError as exc:
+            for sock in done:
+                sock.setsockopt(*self._option(not join))
+            verb = "join" if join else "leave"
+            raise OSError(exc.errno, f"cannot {verb} the multicast group {self}: {exc.strerror}")
 
     @property
     def _family(self) -> socket.AddressFamily:
@@ -100,7 +105,9 @@ def interface_index(name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError as exc:
         known = ", ".join(known for _, known in socket.if_nameindex())
-        raise OSError(exc.errno, f"there is no network interface {name!r}; those of this machine are {known}")
+        raise OSError(
+            exc.errno or errno.ENODEV, f"there is no network interface {name!r}; those of this machine are {known}"
+        )
 
 
 def parse_groups(groups: Sequence[str]) -> tuple[Group, ...]:

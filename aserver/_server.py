@@ -6,13 +6,14 @@ have in common (opening, serving, stopping, the error boundary) is in `_lifecycl
 
 from __future__ import annotations
 
+import functools
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from ._addresses import Address, Endpoint, InetEndpoint, SocketEndpoint, UnixEndpoint, parse
-from ._datagram import Ancillary, Budget, Datagram, DatagramCounters, DatagramSocket, interface_source
+from ._datagram import Budget, Datagram, DatagramCounters, DatagramSocket, interface_source
 from ._door import Door
 from ._endpoints import BindOptions
 from ._handlers import Handler, adapt
@@ -20,6 +21,7 @@ from ._lifecycle import BaseServer, check
 from ._limits import Gate, Limits, Sessions, connection_capacity
 from ._listener import AcceptCounters, Listener
 from ._multicast import Group, interface_index, parse_groups
+from ._readiness import Task
 from ._registry import DatagramStatistics, Statistics
 from ._session import Session, SessionCounters, SessionTable
 from ._stream import Stream
@@ -228,7 +230,6 @@ class DatagramServer(BaseServer[Any]):
         self._groups = parse_groups(groups)
         self._handler = adapt(handler, self, "datagram" if sessions is None else "session")
         self._counters = DatagramCounters()
-        self._dropped_in_flight = 0
         self._in_flight_size = 0
         self._session_counters = SessionCounters()
         self._table = None if sessions is None else SessionTable(sessions, self._session_counters, self._begin_session)
@@ -241,12 +242,19 @@ class DatagramServer(BaseServer[Any]):
     def _open_doors(self) -> list[Door]:
         for group in self._groups:
             group.join(bound.sock for bound in self._bound)
-        take = self._begin if self._table is None else self._deliver
-        size = self.limits.max_datagram_size
+        begin: Callable[[Datagram], Task | None] = functools.partial(self._loop.start, self._serve)
+        if self._table is not None:
+            begin = self._deliver
+        elif self.limits.max_amplification is not None:
+            begin = self._begin_limited
         # Asked once, for a call saved per datagram.
         default = type(self).verify_request is BaseServer.verify_request and "verify_request" not in vars(self)
         self._verifies = not default
-        self._sockets = [DatagramSocket(bound, self._loop, self._counters, size, take) for bound in self._bound]
+        size, requests = self.limits.max_datagram_size, self._registry.tasks
+        hooks = (self._has_room, begin, self._begun)
+        self._sockets = [
+            DatagramSocket(bound, self._loop, self._counters, size, requests, *hooks) for bound in self._bound
+        ]
         return list(self._sockets)
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -283,6 +291,8 @@ class DatagramServer(BaseServer[Any]):
             if address and (via := self._socket_for(getattr(socket, "AF_UNIX", -1))):
                 return await via.send(data, address)
             raise ValueError(f"{address!r} cannot be sent to: {self} has no Unix socket; give (host, port)")
+        if not 2 <= len(address) <= 4 or not isinstance(address[1], int) or not 0 <= address[1] <= 65535:
+            raise ValueError(f"{address!r} cannot be sent to: it is no (host, port) with a port from 0 to 65535")
         host, _, interface = str(address[0]).partition("%")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -330,7 +340,7 @@ class DatagramServer(BaseServer[Any]):
             lost=house.lost,
             rejected=house.rejected,
             cancelled=house.cancelled,
-            dropped_in_flight=self._dropped_in_flight + door.not_begun,
+            dropped_in_flight=door.no_room,
             dropped_too_large=door.too_large,
             dropped_session_limit=sessions.dropped_session_limit,
             dropped_queue_full=sessions.dropped_queue_full,
@@ -344,39 +354,41 @@ class DatagramServer(BaseServer[Any]):
 
     # -- life of a datagram, and of a session --------------------------------------------------------------------------
 
-    def _begin(self, data: bytes, peer: Any, via: DatagramSocket, ancillary: Ancillary | None) -> None:
-        tasks, limits = self._registry.tasks, self.limits
-        if tasks and (
-            len(tasks) >= limits.max_in_flight or self._in_flight_size + len(data) > limits.max_in_flight_size
-        ):
-            self._dropped_in_flight += 1
-            return
-        datagram = Datagram(data, peer, via, ancillary)
-        if limits.max_amplification is not None:
-            datagram.budget = self._budget(len(data))
-        if (task := self._loop.start(self._serve, datagram)) is not None:
-            tasks[datagram] = task
-            self._in_flight_size += len(data)
+    def _has_room(self, size: int) -> bool:
+        limits = self.limits
+        return self._table is not None or (  # the table has bounds of its own
+            len(self._registry) < limits.max_in_flight and self._in_flight_size + size <= limits.max_in_flight_size
+        )
 
-    def _deliver(self, data: bytes, peer: Any, via: DatagramSocket, ancillary: Ancillary | None) -> None:
+    def _begin_limited(self, datagram: Datagram) -> Task | None:
+        datagram.budget = self._budget(len(datagram.data))
+        return self._loop.start(self._serve, datagram)
+
+    def _begun(self, datagram: Datagram, task: Task) -> None:
+        self._registry.tasks[datagram] = task
+        self._in_flight_size += len(datagram.data)
+
+    def _deliver(self, datagram: Datagram) -> None:
         assert self._table is not None
-        self._table.deliver(data, peer, via, ancillary, len(self._registry), self._budget)
+        self._table.deliver(datagram, len(self._registry), self._budget)
 
     def _begin_session(self, session: Session) -> None:
         self._registry.tasks[session] = self._loop.spawn(self._serve, session)
 
     async def _serve(self, request: Any) -> None:
         """The life of a datagram or session, for which there is room already: verify, handle, make room again."""
+        registry = self._registry
         try:
             if self._verifies and not await self._verified(request):
-                self._registry.rejected += 1
+                registry.rejected += 1
                 return
             await self._handler(request)
-            self._registry.completed += 1
+            registry.completed += 1
         except BaseException as exc:  # noqa: BLE001 - the error boundary: whatever user code raises ends here
             await self._raised(request, exc)
         finally:
-            if request in self._registry.tasks:  # otherwise it has ended before it was noted that it had begun
+            # If it is not there, it has ended before it was noted that it had begun.
+            if registry.tasks and request in registry.tasks:
                 self._leave(request)
 
     async def _verified(self, request: Any) -> bool:

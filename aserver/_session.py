@@ -7,7 +7,6 @@ business, which alone imports this.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ import anyio.lowlevel
 from anyio.abc import SocketAttribute, UnreliableObjectStream
 
 from ._addresses import peer_text
-from ._datagram import Ancillary, Budget, DatagramSocket, reply_source
+from ._datagram import Ancillary, Budget, Datagram, DatagramSocket, reply_source
 from ._limits import Sessions
 
 __all__ = ["Session", "SessionCounters", "SessionTable"]
@@ -80,9 +79,9 @@ class Session(UnreliableObjectStream[bytes]):
         """Whether no more datagrams come in, though some may still be queued."""
         return self._ended
 
-    def offer(self, data: bytes, ancillary: Ancillary | None) -> None:
+    def offer(self, datagram: Datagram) -> None:
         """Queue one datagram, or drop it if there is no room."""
-        counters = self._counters
+        data, counters = datagram.data, self._counters
         if self._budget is not None:
             self._budget.earn(len(data))
         if len(self._queue) >= self._limits.max_queued or (
@@ -90,7 +89,7 @@ class Session(UnreliableObjectStream[bytes]):
         ):
             counters.dropped_queue_full += 1
             return
-        self._ancillary = ancillary
+        self._ancillary = datagram.ancillary
         self._queue.append(data)
         counters.queued += 1
         counters.queued_size += len(data)
@@ -190,23 +189,17 @@ class SessionTable:
         self._counters = counters
         self._begin = begin
         self._sessions: OrderedDict[tuple[Any, DatagramSocket], Session] = OrderedDict()
+        self._first: anyio.Event | None = None
 
-    def deliver(
-        self,
-        data: bytes,
-        peer: Any,
-        via: DatagramSocket,
-        ancillary: Ancillary | None,
-        open_now: int,
-        budget: Callable[[], Budget | None],
-    ) -> None:
+    def deliver(self, datagram: Datagram, open_now: int, budget: Callable[[], Budget | None]) -> None:
         """Give a datagram to the session of its peer; to a new one if that is allowed beside *open_now* others."""
+        peer, via = datagram.peer, datagram.via
         key = (peer, via)
         session = self._sessions.get(key)
         if session is not None and not session.ended:
             session.last_heard = time.monotonic()
             self._sessions.move_to_end(key)
-            session.offer(data, ancillary)
+            session.offer(datagram)
         elif open_now >= self._limits.max_sessions:
             self._counters.dropped_session_limit += 1
         else:
@@ -214,7 +207,9 @@ class SessionTable:
             session.last_heard = time.monotonic()
             self._sessions.pop(key, None)
             self._sessions[key] = session
-            session.offer(data, ancillary)
+            if self._first is not None:
+                self._first.set()
+            session.offer(datagram)
             self._begin(session)
 
     def remove(self, session: Session) -> None:
@@ -226,14 +221,14 @@ class SessionTable:
 
     async def end_idle(self) -> None:
         """End the input of each session whose peer is silent for too long, until cancelled."""
-        idle = math.inf if self._limits.idle_timeout is None else self._limits.idle_timeout
-        while True:
-            now = time.monotonic()
-            rest = idle  # a session that begins while we sleep is not due before
-            for key, session in list(self._sessions.items()):
-                if session.last_heard + idle > now:
-                    rest = session.last_heard + idle - now
-                    break
+        idle = self._limits.idle_timeout
+        while idle is not None:
+            if not self._sessions:
+                self._first = anyio.Event()
+                await self._first.wait()
+            key, session = next(iter(self._sessions.items()))
+            if (rest := session.last_heard + idle - time.monotonic()) > 0:
+                await anyio.sleep(rest)  # what begins meanwhile is not due before
+            else:
                 session.end_input()
                 del self._sessions[key]
-            await anyio.sleep(rest)

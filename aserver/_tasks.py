@@ -26,6 +26,8 @@ Task: TypeAlias = object
 
 T = TypeVar("T")
 
+_ENDED: Any = object()
+
 
 class AsyncioTasks:
     """Tasks of asyncio itself: 3 µs each, against 12 to 15 in an anyio task group.
@@ -181,8 +183,10 @@ class _Spares:
         if spare is None:
             return self._loop.create_task(running, context=self._context.copy())
         try:
-            awaited = running.send(None)
-        except (StopIteration, asyncio.CancelledError):
+            awaited = next(running.__await__(), _ENDED)  # send() would have to raise StopIteration
+        except asyncio.CancelledError:
+            awaited = _ENDED
+        if awaited is _ENDED:
             if (
                 sys.getrefcount(task) != self._references
                 or weakref.getweakrefcount(task) != 1  # asyncio.all_tasks()
