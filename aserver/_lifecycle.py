@@ -143,11 +143,11 @@ class BaseServer(ABC, Generic[RequestT]):
         try:
             self._loop = await self._house.enter_async_context(open_loop())
             self._doors = self._open_doors()
-        except BaseException as exc:
+        except BaseException:
             for bound in self._bound:
                 bound.close()
             self._state = "closed"
-            await self._house.__aexit__(type(exc), exc, exc.__traceback__)
+            await self._house.aclose()  # which does not get to see the exception, and puts it into no group
             raise
         return self
 

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -22,14 +23,16 @@ from typing import Any
 import pytest
 
 import aserver
+from aserver import _cli
 from aserver._cli import main
-from tests.peers import ask, connect
+from tests.peers import ask, ask_datagram, connect
 from tests.programs import Program, address_in, write
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals and Unix sockets")
 
 #: Where the commands below listen: no port is fixed.
 ANY_PORT = "tcp://127.0.0.1:0"
+ANY_UDP_PORT = "udp://127.0.0.1:0"
 
 SERVICE = """\
 import anyio, aserver
@@ -68,6 +71,25 @@ def fails():
 def needs(argument): pass
 
 def plain(stream): pass
+
+async def shout(datagram):
+    await datagram.reply(datagram.data.upper())
+
+class Shout(aserver.DatagramRequestHandler):
+    async def handle(self):
+        self.wfile.write(self.packet.upper())
+
+async def talk(session):
+    count = 0
+    async for data in session:
+        count += 1
+        await session.send(b"%d %s" % (count, data))
+
+class Told(aserver.BaseRequestHandler):
+    async def handle(self):
+        await self.request.reply(repr((self.server.limits, self.server.sessions)).encode())
+
+datagram_server = aserver.UDPServer(("127.0.0.1", 0), shout)
 
 async def endless(stream):
     await stream.send(b"here\\n")
@@ -284,6 +306,108 @@ def _main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, 
     return ended.value.code, capsys.readouterr().out
 
 
+# --- datagrams -------------------------------------------------------------------------------------------------------
+
+
+def udp_address(line: str) -> tuple[str, int]:
+    """The address in a line such as "listening on udp://127.0.0.1:9999"."""
+    found = re.fullmatch(r"listening on udp://\[?([^]]*?)\]?:(\d+)", line)
+    assert found, line
+    return found[1], int(found[2])
+
+
+@posix_only
+@pytest.mark.parametrize(
+    "loop", [_loop_param("--loop", "asyncio"), _loop_param("--loop", "uvloop"), _loop_param("--backend", "trio")]
+)
+def test_serves_datagrams_and_drains(folder: Path, loop: tuple[str, ...]) -> None:
+    """A handler of datagrams is served on UDP and Unix endpoints; SIGTERM ends with status 0, and the path is gone."""
+    with command(folder, *loop, "service.py:shout", ANY_UDP_PORT, "unixgram:./u.sock?mode=660") as server:
+        address = udp_address(server.line())
+        assert server.line() == "listening on unixgram:./u.sock"
+        assert ask_datagram(address, b"udp") == b"UDP"
+        assert ask_datagram(folder / "u.sock", b"unix") == b"UNIX"
+        server.signal(signal.SIGTERM)
+        ended = server.end()
+    assert (ended.status, ended.output) == (0, "")
+    assert re.fullmatch(r"[-0-9:, ]+ INFO aserver: SIGTERM: shutting down; open requests: 0\n", ended.errors)
+    assert not (folder / "u.sock").exists()
+
+
+@posix_only
+@pytest.mark.parametrize(
+    "arguments, question, answer",
+    [
+        (["service:Shout", ANY_UDP_PORT], b"hello", b"HELLO"),
+        (["service:datagram_server"], b"hello", b"HELLO"),
+        (["--sessions", "service:talk", ANY_UDP_PORT], b"hello", b"1 hello"),
+        (["service:talk", ANY_UDP_PORT, "--sessions", "--idle-timeout", "none"], b"hello", b"1 hello"),
+        (["--groups", "239.255.17.4%lo,239.255.17.5%lo", "service:shout", "udp://0.0.0.0:0"], b"hello", b"HELLO"),
+        (["--broadcast", "--reuse-port", "service:shout", ANY_UDP_PORT], b"hello", b"HELLO"),
+        (["--max-datagram-size", "5", "service:Told", ANY_UDP_PORT], b"x", b"max_datagram_size=5"),
+        (["--max-in-flight", "6", "service:Told", ANY_UDP_PORT], b"x", b"max_in_flight=6"),
+        (["--max-amplification", "1e3", "service:Told", ANY_UDP_PORT], b"x", b"max_amplification=1000.0"),
+        (["service:Told", ANY_UDP_PORT], b"x", b"None)"),
+    ],
+)
+def test_datagram_targets_and_options(folder: Path, arguments: list[str], question: bytes, answer: bytes) -> None:
+    """Each kind of target is served, and each option for datagrams reaches the server."""
+    if "lo," in str(arguments) and sys.platform != "linux":
+        pytest.skip("the loopback interface's name")
+    with command(folder, *arguments) as server:
+        _, port = udp_address(server.line())
+        assert answer in ask_datagram(("127.0.0.1", port), question)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    "variable, value, answer",
+    [
+        ("ASERVER_SESSIONS", "1", b"1 hello"),
+        ("ASERVER_GROUPS", "239.255.17.4%1", b"HELLO"),
+        ("ASERVER_BROADCAST", "on", b"HELLO"),
+        ("ASERVER_MAX_QUEUED", "3", b"HELLO"),
+    ],
+)
+def test_variables_for_datagrams(folder: Path, variable: str, value: str, answer: bytes) -> None:
+    """The variables set the same as their options."""
+    target = "service:talk" if variable == "ASERVER_SESSIONS" else "service:shout"
+    with command(folder, target, "udp://127.0.0.1:0", **{variable: value}) as server:
+        assert ask_datagram(udp_address(server.line()), b"hello") == answer
+
+
+@posix_only
+def test_inherited_datagram_socket(folder: Path) -> None:
+    """fd:// of a datagram socket needs no other hint that the handler is for datagrams."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        script = f"""
+            import os, sys
+            os.dup2({sock.fileno()}, 3)
+            os.execv(sys.executable, [sys.executable, "-m", "aserver", "service:shout", "fd://3"])
+        """
+        sock.set_inheritable(True)
+        starter = write(folder / "starter.py", script)
+        root = str(Path(aserver.__file__).parents[1])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+        with subprocess.Popen(
+            [sys.executable, str(starter)],
+            cwd=folder,
+            env=environment,
+            pass_fds=[sock.fileno()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert udp_address(process.stdout.readline().strip()) == sock.getsockname()
+                assert ask_datagram(sock.getsockname(), b"hello") == b"HELLO"
+            finally:
+                process.terminate()
+            assert process.wait(10) == 0
+
+
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +451,7 @@ TARGET_ERRORS = {
     "./data:upper": "the file './data' is no Python file; write the path of one that is",
     "service:uper": "'service' has no 'uper'; did you mean 'upper'?",
     "service:UPPER": "'service' has no 'UPPER'; did you mean 'upper'?",
-    "service:zzz": "'service' has no 'zzz'; it has Callable, Limits, Namespace, Upper, endless",
+    "service:zzz": "'service' has no 'zzz'; it has Callable, Limits, Namespace, Shout, Told",
     "service:Namespace.handle": "'service' has no 'Namespace.handle'; did you mean 'handler'?",
     "service:number": "'service:number' cannot be served: the handler is 3; it must be an async function",
     "service:plain": "use --factory if it makes one",
@@ -346,6 +470,35 @@ ADDRESS_ERRORS = {
     "service:upper unix:./data": "unix:./data: there is a regular file, not a socket; remove it",
     "service:upper fd://999": "fd://999: is no open socket",
     "service:server tcp://127.0.0.1:0": "'service:server' is a server with its own addresses; leave out 'tcp://127",
+}
+DATAGRAM_ERRORS = {
+    "service:shout udp://127.0.0.1:0 tcp://127.0.0.1:0": "some are for connections, some for datagrams; run aserver",
+    "service:shout unixgram:./u.sock unix:./v.sock": "some are for connections, some for datagrams",
+    "service:Upper udp://127.0.0.1:0": "Upper is a StreamRequestHandler, and the requests of this server are datagrams",
+    "service:Shout tcp://127.0.0.1:0": "Shout is a DatagramRequestHandler, and the requests of this server are streams",
+    "--sessions service:Shout udp://127.0.0.1:0": "and the requests of this server are sessions",
+    "service:shout udp://127.0.0.1": "'udp://127.0.0.1' is not of the form udp://host:port",
+    "service:shout unixgram:./none/u.sock": "create it first",
+    "service:shout unixgram:./data": "unixgram:./data: there is a regular file, not a socket",
+    "service:shout fd://99999999999999999999": "'fd://99999999999999999999' names no descriptor; write its number",
+    "service:shout udp://127.0.0.1:0 --backlog 5": "--backlog is for connections, and these are not; leave it out",
+    "service:upper tcp://127.0.0.1:0 --sessions": "--sessions is for datagrams, and these are not; leave it out",
+    "service:upper --groups 239.1.2.3": "--groups is for datagrams, and these are not; leave it out",
+    "service:upper --broadcast": "--broadcast is for datagrams, and these are not; leave it out",
+    "service:upper --max-queued 3": "--max-queued is for datagrams, and these are not; leave it out",
+    "service:shout udp://192.0.2.1:9 --max-queued 3": "--max-queued",
+    "service:shout udp://127.0.0.1:0 --groups 10.0.0.1": "argument --groups: '10.0.0.1' is no multicast group; write",
+    "service:shout udp://127.0.0.1:0 --groups nope": "argument --groups: 'nope' is no address; write for example",
+    "service:shout udp://127.0.0.1:0 --groups 239.1.2.3%nope": "there is no network interface 'nope'; those of this",
+    "service:shout udp://127.0.0.1:0 --groups ff02::1": "no socket of this server is of IPv6, as the group ff02::1 is",
+    "service:shout udp://127.0.0.1:0 --backend trio --groups ff02::1": "no socket of this server is of IPv6",
+    "service:shout udp://127.0.0.1:0 --max-in-flight 0": "argument --max-in-flight: max_in_flight is 0; it must be at",
+    "service:shout udp://127.0.0.1:0 --max-amplification 0.5": "max_amplification is 0.5; it must be at least 1",
+    "service:talk udp://127.0.0.1:0 --sessions --idle-timeout -1": "idle_timeout is -1.0; it must be",
+    "service:datagram_server --sessions": "is a server with its own limits; leave out --sessions",
+    "service:datagram_server --max-queued 3": "is a server with its own limits; leave out --max-queued",
+    "service:datagram_server udp://127.0.0.1:0": "is a server with its own addresses; leave out 'udp://127.0.0.1:0'",
+    "service:aserver.UDPServer udp://127.0.0.1:0": "is a class of servers; name a server, or with --factory a function",
 }
 OPTION_ERRORS = {
     "": "the following arguments are required: TARGET; see aserver --help",
@@ -372,8 +525,11 @@ OPTION_ERRORS = {
 }
 
 
+ERRORS = TARGET_ERRORS | ADDRESS_ERRORS | DATAGRAM_ERRORS | OPTION_ERRORS
+
+
 @posix_only
-@pytest.mark.parametrize("line, text", [*TARGET_ERRORS.items(), *ADDRESS_ERRORS.items(), *OPTION_ERRORS.items()])
+@pytest.mark.parametrize("line, text", ERRORS.items())
 def test_mistake_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], line: str, text: str) -> None:
     """A wrong target, address or option is one line with the value and the remedy, status 2, and no traceback."""
     if "trio" in line and importlib.util.find_spec("trio") is None:
@@ -407,6 +563,19 @@ def test_wrong_variable_is_named(
     """A variable with a wrong value is one line that names the variable, the value and the remedy."""
     monkeypatch.setenv(variable, value)
     assert error_of(capsys, "service:upper").startswith(f"the environment variable {variable} is wrong: {text}")
+
+
+@posix_only
+def test_default_endpoint_of_a_datagram_handler(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an endpoint a DatagramRequestHandler is served on UDP (here on a port that is taken, not on 9999)."""
+    assert _cli.DEFAULT_DATAGRAM_ENDPOINT == "udp://127.0.0.1:9999"
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"udp://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(_cli, "DEFAULT_DATAGRAM_ENDPOINT", endpoint)
+        assert f"{endpoint}: Address already in use; stop whoever" in error_of(capsys, "service:Shout")
 
 
 @pytest.mark.parametrize("arguments, name", [(["--backend", "trio"], "trio"), (["--loop", "uvloop"], "uvloop")])

@@ -1169,3 +1169,84 @@ async def test_peers_as_accept_shows_them(tmp_path: Path) -> None:
                 accepted, address = bound.sock.accept()
                 accepted.close()
                 assert peer_text(address) == text
+
+
+# --- datagrams -------------------------------------------------------------------------------------------------------
+
+DATAGRAM = socket.SOCK_DGRAM
+
+
+@pytest.mark.parametrize(
+    "address, endpoint",
+    [
+        ("udp://127.0.0.1:9999", InetEndpoint("127.0.0.1", 9999, DATAGRAM)),
+        ("UDP://localhost:0", InetEndpoint("localhost", 0, DATAGRAM)),
+        ("udp://[::1]:0", InetEndpoint("::1", 0, DATAGRAM)),
+        ("udp://[::]:5", InetEndpoint("::", 5, DATAGRAM)),
+        ("udp://[fe80::1%lo]:65535", InetEndpoint("fe80::1%lo", 65535, DATAGRAM)),
+        ("udp://*:80", InetEndpoint(None, 80, DATAGRAM)),
+        (("127.0.0.1", 9999), InetEndpoint("127.0.0.1", 9999, DATAGRAM)),
+        (("", 0), InetEndpoint(None, 0, DATAGRAM)),
+        ("unixgram:/run/x.sock", UnixEndpoint("/run/x.sock", 0o600, DATAGRAM)),
+        ("unixgram:///run/x.sock?mode=660", UnixEndpoint("/run/x.sock", 0o660, DATAGRAM)),
+        ("./x.sock", UnixEndpoint("./x.sock", 0o600, DATAGRAM)),
+        ("fd://3", DescriptorEndpoint(3, DATAGRAM)),
+        pytest.param("unixgram:@name", UnixEndpoint("\0name", 0o600, DATAGRAM), marks=linux_only),
+    ],
+)
+def test_a_datagram_address_means_one_endpoint(address: Any, endpoint: Any) -> None:
+    """Each form of address means one endpoint of datagrams, whose string means the same."""
+    assert parse(address, kind=DATAGRAM) == (endpoint,)
+    assert parse(str(endpoint), kind=DATAGRAM) == (endpoint,)
+
+
+@pytest.mark.parametrize("kind, other", [(socket.SOCK_STREAM, "datagram"), (DATAGRAM, "stream")])
+@pytest.mark.parametrize("scheme", ["tcp", "unix", "udp", "unixgram"])
+def test_endpoints_of_the_other_kind(kind: socket.SocketKind, other: str, scheme: str) -> None:
+    """An endpoint of the other kind is refused with the schemes of this one."""
+    text = f"{scheme}://127.0.0.1:5" if scheme in ("tcp", "udp") else f"{scheme}:/x"
+    if (scheme in ("udp", "unixgram")) == (kind == DATAGRAM):
+        assert parse(text, kind=kind)
+        return
+    schemes = ("udp", "unixgram") if kind == DATAGRAM else ("tcp", "unix")
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is looked at below
+        parse(text, kind=kind)
+    assert f"is a {other} endpoint and this is a " in str(caught.value)
+    assert f"write {schemes[0]}://host:port or {schemes[1]}:/path" in str(caught.value)
+
+
+async def test_datagram_sockets_are_bound_and_described(tmp_path: Path) -> None:
+    """A datagram socket is non-blocking, bound, does not reuse its address, and its endpoint means the same again."""
+    path = tmp_path / "s"
+    addresses: list[Any] = ["udp://127.0.0.1:0", f"unixgram:{path}"]
+    for one in await bind(parse(addresses, kind=DATAGRAM), BindOptions(0)):
+        assert one.sock.type == DATAGRAM
+        assert not one.sock.getblocking()
+        assert not one.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        assert describe(one.sock) == one.endpoint
+        (again,) = parse(one.endpoint, kind=DATAGRAM)
+        assert str(again) == one.endpoint
+        one.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("options, name, value", [({"broadcast": True}, "SO_BROADCAST", 1), ({}, "SO_BROADCAST", 0)])
+async def test_options_of_datagram_sockets(options: dict[str, bool], name: str, value: int) -> None:
+    """Broadcast is allowed by option only, also on ready-made sockets."""
+    with socket.socket(type=DATAGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        addresses: list[Any] = [sock, ("127.0.0.1", 0)]
+        for one in await bind(parse(addresses, kind=DATAGRAM), BindOptions(0, **options)):
+            assert bool(one.sock.getsockopt(socket.SOL_SOCKET, getattr(socket, name))) == bool(value)
+            one.close()
+
+
+async def test_nobody_ever_sees_another_mode_of_a_datagram_socket(tmp_path: Path, umask: Callable[[int], int]) -> None:
+    """G4: also the path of a datagram socket has the mode of its owner alone from its first instant, at umask 0."""
+    umask(0)
+    path = tmp_path / "s"
+    with modes_seen(path) as seen:
+        for _ in range(50):
+            (one,) = await bind(parse(path, kind=DATAGRAM), BindOptions(0))
+            one.close()
+    assert set(seen) <= {0o600}

@@ -15,8 +15,9 @@ import pytest
 import aserver
 
 from .conftest import LogBook
-from .peers import Client, connect, in_thread, talk
-from .test_server import OwnError, running, tcp
+from .peers import Client, ask_datagram, connect, datagram_client, in_thread, talk
+from .test_datagram_server import serving
+from .test_server import OwnError, running, tcp, until
 
 pytestmark = pytest.mark.anyio
 
@@ -621,3 +622,167 @@ async def test_nothing_is_lost_at_the_end() -> None:
         await handler.wfile.write(block)
 
     assert await said(file_words(work), b"one\ntwo\n") == b"begin\n" + block
+
+
+# --- datagrams -------------------------------------------------------------------------------------------------------
+
+
+async def datagram_function(datagram: aserver.Datagram) -> None:
+    """Answer in capitals."""
+    await datagram.reply(datagram.data.upper())
+
+
+async def datagram_with_options(prefix: bytes, datagram: aserver.Datagram, *, end: bytes) -> None:
+    """Answer between two strings."""
+    await datagram.reply(prefix + datagram.data.upper() + end)
+
+
+class DatagramCallee:
+    async def __call__(self, datagram: aserver.Datagram) -> None:
+        await datagram_function(datagram)
+
+    async def method(self, datagram: aserver.Datagram) -> None:
+        await datagram_function(datagram)
+
+
+class DatagramClass(aserver.BaseRequestHandler):
+    async def handle(self) -> None:
+        assert self.request.peer == self.client_address
+        await datagram_function(self.request)
+
+
+class DatagramWithFiles(aserver.DatagramRequestHandler):
+    async def handle(self) -> None:
+        assert self.packet == self.request.data
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+def udp(handler: Any, **options: Any) -> aserver.UDPServer:
+    """A datagram server on a free port."""
+    return aserver.UDPServer(("127.0.0.1", 0), handler, **options)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        pytest.param(datagram_function, id="function"),
+        pytest.param(functools.partial(datagram_with_options, b"", end=b""), id="partial"),
+        pytest.param(DatagramCallee(), id="callable-object"),
+        pytest.param(DatagramCallee().method, id="bound-method"),
+        pytest.param(DatagramClass, id="class"),
+        pytest.param(DatagramWithFiles, id="class-with-files"),
+    ],
+)
+async def test_every_form_of_datagram_handler(handler: Any) -> None:
+    """Async functions in every disguise and handler classes serve datagrams."""
+    async with serving(udp(handler)) as server:
+        for data in (b"one\ntwo", b"x"):
+            assert await in_thread(ask_datagram, server.server_address, data) == data.upper()
+        assert server.statistics().completed == 2
+
+
+@pytest.mark.parametrize(
+    "handler, sessions, texts",
+    [
+        (plain, None, ["it must be an async function of the datagram or a handler class"]),
+        (plain, aserver.Sessions(), ["it must be an async function of the session or a handler class"]),
+        (PlainHandle, None, ["PlainHandle.handle() is not async"]),
+        (socketserver.DatagramRequestHandler, None, ["DatagramRequestHandler.handle() is not async"]),
+        (with_options, None, ["cannot be called with one argument, the datagram: "]),
+        (
+            aserver.StreamRequestHandler,
+            None,
+            ["is a StreamRequestHandler, and the requests of this server are datagram"],
+        ),
+        (aserver.StreamRequestHandler, aserver.Sessions(), ["is a StreamRequestHandler", "are sessions"]),
+        (DatagramWithFiles, aserver.Sessions(), ["DatagramWithFiles is a DatagramRequestHandler", "are sessions"]),
+    ],
+)
+def test_wrong_datagram_handler_fails_at_construction(handler: Any, sessions: Any, texts: list[str]) -> None:
+    """A handler for requests of another kind is a TypeError at construction that says which kind is wanted."""
+    with pytest.raises(TypeError) as caught:
+        udp(handler, sessions=sessions)
+    for text in texts:
+        assert text in str(caught.value)
+
+
+def test_datagram_handler_for_streams_fails_at_construction() -> None:
+    """A DatagramRequestHandler is refused by a stream server, with what to derive from instead."""
+    text = (
+        "is a DatagramRequestHandler, and the requests of this server are streams; derive it from aserver.BaseRequest"
+    )
+    with pytest.raises(TypeError, match=text):
+        tcp(DatagramWithFiles)
+
+
+@pytest.mark.parametrize("written", [[], [b""], [b"one"], [b"one", b"two"], [b"x" * 65_507]])
+async def test_wfile_of_a_datagram_is_one_reply(written: list[bytes]) -> None:
+    """What is written to wfile is sent by finish() as one datagram, also if it is empty."""
+
+    class Handler(aserver.DatagramRequestHandler):
+        async def handle(self) -> None:
+            for data in written:
+                self.wfile.write(data)
+
+    async with serving(udp(Handler)) as server:
+        assert await in_thread(ask_datagram, server.server_address, b"x") == b"".join(written)
+        assert server.statistics().sent == 1
+
+
+async def test_wfile_of_a_datagram_is_sent_after_an_error(aserver_log: LogBook) -> None:
+    """The stdlib's finish() runs also if handle() raised; what was written until then is sent, the error logged."""
+
+    class Handler(aserver.DatagramRequestHandler):
+        async def handle(self) -> None:
+            self.wfile.write(b"so far")
+            raise OwnError
+
+    async with serving(udp(Handler)) as server:
+        assert await in_thread(ask_datagram, server.server_address, b"x") == b"so far"
+        await server.wait_empty()
+        assert server.statistics().failed == 1
+    aserver_log.take("ERROR: UDPServer: the request of 127.0.0.1:")
+
+
+async def test_wfile_of_a_datagram_that_is_too_large(aserver_log: LogBook) -> None:
+    """More than a datagram can have in wfile is the handler's bug: logged, and nothing is sent."""
+
+    class Handler(aserver.DatagramRequestHandler):
+        async def handle(self) -> None:
+            self.wfile.write(b"x" * 65_508)
+
+    async with serving(udp(Handler)) as server:
+        with datagram_client(server.server_address) as client:
+            client.send(b"x")
+            await until(lambda: server.statistics().failed)
+    record = aserver_log.take("ERROR: UDPServer: the request of 127.0.0.1:")
+    assert record.exc_info
+    assert "65508 bytes do not fit into one datagram" in str(record.exc_info[1])
+
+
+async def test_order_of_the_methods_for_a_datagram() -> None:
+    """setup, handle and finish run in this order, once for each datagram, each with an instance of its own."""
+    told: list[Any] = []
+
+    class Handler(aserver.BaseRequestHandler):
+        def setup(self) -> None:  # type: ignore[override]  # a plain one will do
+            told.append(("setup", self.request.data, id(self)))
+
+        async def handle(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            told.append(("handle", self.request.data, id(self)))
+
+        async def finish(self) -> None:
+            told.append(("finish", self.request.data, id(self)))
+            await self.request.reply(b"")
+
+    async with serving(udp(Handler)) as server:
+        with datagram_client(server.server_address) as client:
+            client.send(b"one")
+            client.send(b"two")
+            assert await in_thread(client.recv) == await in_thread(client.recv) == b""
+    for data in (b"one", b"two"):
+        mine = [each for each in told if each[1] == data]
+        assert [each[0] for each in mine] == ["setup", "handle", "finish"]
+        assert len({each[2] for each in mine}) == 1

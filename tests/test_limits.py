@@ -20,6 +20,7 @@ from aserver._limits import (
     Gate,
     Limits,
     OncePer,
+    Sessions,
     connection_capacity,
     peer_key,
 )
@@ -114,6 +115,73 @@ def test_every_field_explains_itself() -> None:
     """Each field has the one line of help that the command line is generated from."""
     for each in dataclasses.fields(Limits):
         assert each.metadata["help"].strip(), each.name
+
+
+# --- datagrams -------------------------------------------------------------------------------------------------------
+
+DATAGRAM_NUMBERS = ["max_in_flight", "max_in_flight_size", "max_datagram_size"]
+SESSION_NUMBERS = ["max_sessions", "max_queued", "max_queued_size"]
+OF_DATAGRAMS = [(Limits, name) for name in DATAGRAM_NUMBERS] + [(Sessions, name) for name in SESSION_NUMBERS]
+
+
+def test_defaults_of_datagrams() -> None:
+    """By default all is bounded but the size of replies, and no datagram that UDP can carry is refused."""
+    limits, sessions = Limits(), Sessions()
+    assert (limits.max_in_flight, limits.max_in_flight_size, limits.max_datagram_size) == (1024, 4 * 2**20, 65_535)
+    assert limits.max_amplification is None
+    assert (sessions.max_sessions, sessions.max_queued, sessions.max_queued_size) == (10_000, 64, 16 * 2**20)
+    assert sessions.idle_timeout == 120.0
+
+
+@pytest.mark.parametrize("group, name", OF_DATAGRAMS)
+@pytest.mark.parametrize("value, right", [(-1, False), (0, False), (1, True), (2, True)])
+def test_whole_numbers_of_datagrams(group: Any, name: str, value: int, right: bool) -> None:
+    """Each count and size is at least one; what is wrong, and how, is in the text."""
+    if right:
+        assert getattr(group(**{name: value}), name) == value
+    else:
+        with pytest.raises(ValueError, match=f"^{name} is {value}; it must be at least 1$"):
+            group(**{name: value})
+
+
+@pytest.mark.parametrize("group, name", OF_DATAGRAMS)
+@pytest.mark.parametrize("value", ["10", True, None, 1.5, [1]])
+def test_no_whole_numbers_of_datagrams(group: Any, name: str, value: Any) -> None:
+    """A text, a truth value, a fraction, or None where that would be unbounded, is a TypeError."""
+    with pytest.raises(TypeError) as caught:
+        group(**{name: value})
+    assert str(caught.value) == f"{name} is {value!r}; it must be an integer"
+
+
+@pytest.mark.parametrize("value, right", [(-1, False), (0.5, False), (1, True), (1.5, True), (3, True), (None, True)])
+def test_max_amplification(value: float | None, right: bool) -> None:
+    """max_amplification is any number from 1 on, or None."""
+    if right:
+        assert Limits(max_amplification=value).max_amplification == value
+    else:
+        with pytest.raises(ValueError, match=f"^max_amplification is {value}; it must be at least 1$"):
+            Limits(max_amplification=value)
+
+
+@pytest.mark.parametrize("value, right", [(-0.1, False), (float("nan"), False), (0.1, True), (5, True), (None, True)])
+def test_idle_timeout(value: float | None, right: bool) -> None:
+    """idle_timeout is a number of seconds, or None."""
+    if right:
+        assert Sessions(idle_timeout=value).idle_timeout == value
+    else:
+        with pytest.raises(ValueError, match=f"^idle_timeout is {value}; it must be "):
+            Sessions(idle_timeout=value)
+
+
+def test_sessions_are_values() -> None:
+    """Sessions are frozen, compared by value, and keyword-only; each field has a line of help."""
+    sessions = Sessions(max_queued=3)
+    assert sessions == Sessions(max_queued=3) != Sessions()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sessions.max_queued = 4  # type: ignore[misc]  # that is the point
+    with pytest.raises(TypeError):
+        Sessions(3)  # type: ignore[call-arg]  # that is the point
+    assert all(each.metadata["help"].strip() for each in dataclasses.fields(Sessions))
 
 
 # --- connection_capacity ---------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import pytest
 import aserver
 from aserver._run import backend_options
 from tests.conftest import LOOP_FACTORIES, LogBook
-from tests.peers import ask, connect
+from tests.peers import ask, ask_datagram, connect, datagram_client
 from tests.programs import Program, write
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals and Unix sockets")
@@ -41,7 +41,7 @@ on_each_loop = pytest.mark.parametrize("choice", [_loop_param(name) for name in 
 PRELUDE = """\
 import logging, signal, sys, time
 import anyio, aserver
-from aserver import _run, _server
+from aserver import _lifecycle, _run
 
 logging.basicConfig(stream=sys.stdout, level="INFO", format="%(levelname)s %(message)s")
 
@@ -82,7 +82,7 @@ def block():
 
 #: Ends by force after tenths of a second in place of seconds.
 IMPATIENT = """\
-_server.KILL_GRACE = 0.1
+_lifecycle.KILL_GRACE = 0.1
 _run.OVERTIME = 0.5
 
 """
@@ -581,6 +581,79 @@ def test_run_in_another_thread_leaves_signals_alone(aserver_log: LogBook) -> Non
         thread.join(10)
     assert not thread.is_alive()
     aserver_log.take("listening on tcp://127.0.0.1:")
+
+
+# --- datagrams -------------------------------------------------------------------------------------------------------
+
+
+@posix_only
+@on_each_loop
+def test_datagrams_in_flight_and_in_the_queue_finish(tmp_path: Path, choice: dict[str, str]) -> None:
+    """After SIGTERM a datagram server answers what it is handling, and the status is 0; the port is free then."""
+    source = f"""
+        async def slow_datagram(datagram):
+            if datagram.data == b"slow":
+                say("working")
+                await anyio.wait_readable(sys.stdin.fileno())
+            await datagram.reply(datagram.data.upper())
+
+        server = aserver.UDPServer(("127.0.0.1", 0), slow_datagram)
+        aserver.run(server, **{choice!r})
+        say(server.statistics().completed)
+    """
+    with program(tmp_path, source) as server:
+        line = server.wait_for("listening on udp://127.0.0.1:")
+        address = ("127.0.0.1", int(line.rpartition(":")[2]))
+        assert ask_datagram(address, b"hello") == b"HELLO"
+        with datagram_client(address) as client:
+            client.send(b"slow")
+            server.wait_for("working")
+            server.signal(signal.SIGTERM)
+            assert server.wait_for("SIGTERM") == "INFO SIGTERM: shutting down; open requests: 1"
+            server.stdin.write("go\n")
+            server.stdin.flush()
+            assert client.recv() == b"SLOW"
+            ended = server.end()
+        assert (ended.status, ended.output, ended.errors) == (0, "2\n", "")
+
+
+@posix_only
+@on_each_loop
+def test_streams_and_datagrams_together(tmp_path: Path, choice: dict[str, str]) -> None:
+    """One run serves a stream server and datagram servers, and removes the path at the end."""
+    source = f"""
+        async def shout(datagram):
+            await datagram.reply(datagram.data.upper())
+
+        aserver.run(
+            aserver.TCPServer(("127.0.0.1", 0), upper),
+            aserver.UDPServer(("127.0.0.1", 0), shout),
+            aserver.UnixDatagramServer("./u.sock", shout),
+            **{choice!r},
+        )
+    """
+    with program(tmp_path, source) as server:
+        assert ask(server.address(), b"tcp\n") == b"TCP\n"
+        line = server.wait_for("listening on udp://127.0.0.1:")
+        assert ask_datagram(("127.0.0.1", int(line.rpartition(":")[2])), b"udp") == b"UDP"
+        assert server.wait_for("listening on").endswith("unixgram:./u.sock")
+        assert ask_datagram(tmp_path / "u.sock", b"unix") == b"UNIX"
+        server.signal(signal.SIGINT)
+        assert server.end().status == 0
+    assert not (tmp_path / "u.sock").exists()
+
+
+@on_each_loop
+def test_thread_serves_datagrams(choice: dict[str, Any]) -> None:
+    """start_in_thread serves datagrams, too."""
+
+    async def shout(datagram: aserver.Datagram) -> None:
+        await datagram.reply(datagram.data.upper())
+
+    with aserver.start_in_thread(aserver.UDPServer(("127.0.0.1", 0), shout), **choice) as server:
+        assert ask_datagram(server.server_address, b"hello") == b"HELLO"
+        assert server.statistics().received == 1
+    assert "closed" in repr(server)
 
 
 # --- start_in_thread -------------------------------------------------------------------------------------------------
