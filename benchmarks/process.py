@@ -43,9 +43,12 @@ class ServerProcess:
     def __enter__(self) -> Self:
         self._stderr = tempfile.TemporaryFile()
         module = f"benchmarks.contenders.{self.contender.module}"
+        # As an installed package has it: what is compiled at each start leaves memory behind, which a fork then copies.
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *self.contender.arguments],
+            [sys.executable, *self.contender.runner, "-m", module, *self.contender.arguments],
             cwd=Path(__file__).parent.parent,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

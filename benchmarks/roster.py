@@ -30,6 +30,8 @@ class Contender:
     """The part of a round's connections it is asked for (a connection may cost it milliseconds)."""
     holds: int = 10_000
     """The most idle connections it is asked to hold."""
+    runner: tuple[str, ...] = ()
+    """What stands between the interpreter and the file: `python -m compat`, by which a program runs unchanged."""
 
     def missing(self) -> str:
         """Why it cannot start here; empty when it can."""
@@ -53,6 +55,17 @@ _UDP = (
     Contender("easynetwork-udp-uvloop", "easynetwork_udp", ("uvloop",), ("easynetwork", "uvloop")),
     Contender("easynetwork-udp-asyncio", "easynetwork_udp", ("asyncio",), ("easynetwork",)),
     Contender("gevent-udp", "gevent_udp", (), ("gevent",)),
+)
+
+_COMPAT = (
+    Contender("compat-threading", "socketserver_threading"),
+    Contender("compat-forking", "socketserver_forking", forks=True, share=0.1, holds=200),
+    Contender("compat-udp", "socketserver_udp", serves="udp"),
+    Contender("compat-udp-threading", "socketserver_udp_threading", serves="udp"),
+)
+_COMPAT_EXECUTORS = (
+    ("thread-pool", Contender("compat-thread-pool", "socketserver_threading")),
+    ("processes", Contender("compat-processes", "socketserver_forking", forks=True)),
 )
 
 _SLOW_UDP = (
@@ -83,6 +96,11 @@ CONTENDERS = {
         Contender("socketserver-forking", "socketserver_forking", forks=True, share=0.1, holds=200),
         Contender("trio-serve-tcp", "trio_serve_tcp", (), ("trio",)),
         Contender("anyio-uvloop", "anyio_listener", ("uvloop",), ("anyio", "uvloop")),
+        *(replace(contender, needs=("compat",), runner=("-m", "compat")) for contender in _COMPAT),
+        *(
+            replace(contender, needs=("compat",), runner=("-m", "compat", "--executor", executor))
+            for executor, contender in _COMPAT_EXECUTORS
+        ),
         *(replace(contender, serves="udp") for contender in _UDP),
         *(replace(contender, serves="slow udp") for contender in _SLOW_UDP),
     )
