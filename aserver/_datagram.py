@@ -51,9 +51,14 @@ _SO_MEMINFO, _MEMINFO, _MEMINFO_DROPS = 55, struct.Struct("@9I"), 8
 
 @dataclass(slots=True)
 class DatagramCounters:
-    """What became of the packets; shared by the sockets of a server."""
+    """What became of the packets; shared by the sockets of a server.
+
+    Attributes:
+        beginning: those whose `begin` has not returned: the one whose handler looks at the counters in its first step.
+    """
 
     received: int = 0
+    beginning: int = 0
     too_large: int = 0
     no_room: int = 0
     receive_errors: int = 0
@@ -221,8 +226,8 @@ class DatagramSocket(Door):
                 message = receive(*room)
             except BlockingIOError:
                 self._shrink_batch()
-                return True
-            except OSError as exc:
+                break
+            except (OSError, MemoryError) as exc:
                 if not self._receive_failed(exc):
                     return False
                 continue
@@ -230,19 +235,21 @@ class DatagramSocket(Door):
             data = message[0]
             if len(data) > max_size:
                 counters.too_large += 1
-                continue
-            if requests and not self._has_room(len(data)):
+            elif requests and not self._has_room(len(data)):
                 counters.no_room += 1
-                continue
-            try:
-                datagram = Datagram(data, message[-1], self, message[1] if tells_address else None)
-                if (task := begin(datagram)) is not None:
-                    self._begun(datagram, task)
-            except Exception:  # out of memory, most likely: this datagram's bad luck, not the server's end
-                counters.no_room += 1
-                logger.exception("%s: a datagram could not be served", self.bound.endpoint)
+            else:
+                counters.beginning += 1
+                try:
+                    datagram = Datagram(data, message[-1], self, message[1] if tells_address else None)
+                    if (task := begin(datagram)) is not None:
+                        self._begun(datagram, task)
+                except Exception:  # out of memory, most likely: this datagram's bad luck, not the server's end
+                    counters.no_room += 1
+                    logger.exception("%s: a datagram could not be served", self.bound.endpoint)
+                counters.beginning -= 1
         else:
             self._grow_batch(RECEIVE_BATCH)
+        self._backoff.reset()
         return self.admitting  # a handler that never waits may have suspended the server
 
     def take_waiting(self, most: int) -> None:
@@ -254,9 +261,10 @@ class DatagramSocket(Door):
             if self.counters.received == before:
                 break
 
-    def _receive_failed(self, exc: OSError) -> bool:
+    def _receive_failed(self, failure: OSError | MemoryError) -> bool:
         """Decide what a failed receive means; whether to try the next at once."""
         self.counters.receive_errors += 1
+        exc = failure if isinstance(failure, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if exc.errno in PEER_GONE or isinstance(exc, ConnectionError):
             # The network's answer to something that we sent (ICMP): it concerns one peer, who is not told of here.
             logger.debug("%s: the network reports: %s", self.bound.endpoint, exc.strerror)

@@ -330,10 +330,11 @@ class DatagramServer(BaseServer[Any]):
         """Return the counters of this moment."""
         house, door, sessions = self._registry, self._counters, self._session_counters
         drops = [each.dropped_by_kernel for each in self._sockets]
+        open_now = len(house) + (door.beginning if self._table is None else 0)
         return DatagramStatistics(
-            open=len(house),
+            open=open_now,
             received=door.received,
-            handled=len(house) + house.ended if self._table is None else sessions.handled,
+            handled=open_now + house.ended if self._table is None else sessions.handled,
             queued=sessions.queued,
             completed=house.completed,
             failed=house.failed,

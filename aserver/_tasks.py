@@ -150,6 +150,7 @@ class _Spares:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = contextvars.copy_context()
+        self._wanted = False  # until the first one is started: who only accepts connections does without
         self._spare: _Spare | None = None
         self._current: _Spare | None = None
         self._task: Any = None
@@ -158,11 +159,9 @@ class _Spares:
     def run(self, callback: Callable[[], bool]) -> bool:
         """Call back under the name of a spare, if one is ready."""
         spare = self._spare
-        if spare is None or spare.done or asyncio.current_task(self._loop) is not None:
-            if spare is None or spare.done:
-                self._spare = _Spare(self._loop, self._context.copy())
-            return callback()
-        if not spare.parked:
+        if self._wanted and (spare is None or spare.done):
+            spare = self._spare = _Spare(self._loop, self._context.copy())
+        if spare is None or not spare.parked or asyncio.current_task(self._loop) is not None:
             return callback()
         self._current, self._task = spare, spare.task
         _enter_task(self._loop, self._task)
@@ -181,7 +180,9 @@ class _Spares:
         """Run a coroutine until it waits; return the task that carries it on, or None if it has ended."""
         running, task, spare = func(arg), self._task, self._current
         if spare is None:
+            self._wanted = True
             return self._loop.create_task(running, context=self._context.copy())
+        self._current = None  # what it starts itself, before it waits, is not run in its name
         try:
             awaited = next(running.__await__(), _ENDED)  # send() would have to raise StopIteration
         except asyncio.CancelledError:
@@ -197,6 +198,8 @@ class _Spares:
                 self._leave()
                 self._spare = None
                 spare.dismiss()
+            else:
+                self._current = spare
             return None
         self._leave()
         self._spare = None

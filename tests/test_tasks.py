@@ -47,7 +47,8 @@ async def begin() -> AsyncIterator[Begin]:
             return tasks
 
         with ours, theirs:
-            await begin_them(_nothing)  # the spare is made
+            for _ in range(3):  # until then a spare is asked for, made, and ready
+                await begin_them(_nothing)
             yield begin_them
 
 
@@ -284,6 +285,43 @@ async def test_nothing_is_kept(begin: Begin) -> None:
     await begin(_nothing)
     gc.collect()
     assert [thing() for thing in things] == [None, None]
+
+
+async def test_it_starts_another() -> None:
+    """What one starts in its first step has a task of its own, be it that it waits or that the first one does."""
+    seen: list[tuple[str, object]] = []
+    async with open_loop() as loop:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        tasks: list[Any] = []
+
+        async def inner(_: object) -> None:
+            seen.append(("inner", asyncio.current_task()))
+            await asyncio.sleep(0)
+            seen.append(("inner", asyncio.current_task()))
+
+        async def outer(_: object) -> None:
+            seen.append(("outer", asyncio.current_task()))
+            tasks.append(loop.start(inner, None))
+            seen.append(("outer", asyncio.current_task()))
+            await asyncio.sleep(0)
+            seen.append(("outer", asyncio.current_task()))
+
+        def readable() -> bool:
+            ours.recv(1)
+            tasks.append(loop.start(outer, None))
+            return False
+
+        with ours, theirs:
+            for _ in range(3):
+                theirs.send(b"x")
+                await loop.pump(ours, readable)
+                await asyncio.gather(*tasks)
+                assert len({task for name, task in seen if name == "inner"}) == 1
+                assert len({task for name, task in seen if name == "outer"}) == 1
+                assert len({task for _, task in seen}) == 2
+                seen.clear()
+                tasks.clear()
 
 
 async def test_a_task_factory_is_asked() -> None:
