@@ -42,8 +42,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: The dataclasses of which every field is an option, by the name of the server's argument that they are.
 GROUPS = {"limits": Limits, "session_limits": Sessions}
 #: The options that are for one kind of server only.
-FOR_STREAMS = ("backlog",)
-FOR_DATAGRAMS = ("groups", "broadcast", "sessions", *(each.name for each in fields(Sessions)))
+_DATAGRAM_LIMITS = ("max_in_flight", "max_in_flight_size", "max_datagram_size", "max_amplification")
+FOR_STREAMS = ("backlog", *(each.name for each in fields(Limits) if each.name not in _DATAGRAM_LIMITS))
+FOR_SESSIONS = tuple(each.name for each in fields(Sessions))
+FOR_DATAGRAMS = ("groups", "broadcast", "sessions", *FOR_SESSIONS, *_DATAGRAM_LIMITS)
 
 _DESCRIPTION = "Serve an async function or a handler class on TCP, UDP and Unix sockets."
 _EPILOG = f"""\
@@ -183,6 +185,9 @@ def _server(target: Any, given: argparse.Namespace, chosen: Mapping[str, Any]) -
         if key in vars(given):
             kinds = "connections" if datagrams else "datagrams"
             raise TargetError(f"--{key.replace('_', '-')} is for {kinds}, and these are not; leave it out")
+    for key in () if chosen["sessions"] else FOR_SESSIONS:
+        if key in vars(given):
+            raise TargetError(f"--{key.replace('_', '-')} is for sessions; leave it out, or add --sessions")
     try:
         if datagrams:
             arguments |= {"broadcast": chosen["broadcast"], "groups": chosen["groups"]}
@@ -213,7 +218,7 @@ def _kind_of_descriptor(endpoint: str) -> int | None:
         return None
     try:
         sock = socket.socket(fileno=int(number))
-    except OSError:  # no socket: binding it says so
+    except (OSError, OverflowError):  # no socket: binding it says so
         return None
     try:
         return sock.type
@@ -225,7 +230,7 @@ def _check_nothing_in_vain(given: argparse.Namespace) -> None:
     """Refuse what a server as target would not heed."""
     if given.endpoints:
         raise TargetError(f"{given.target!r} is a server with its own addresses; leave out {given.endpoints[0]!r}")
-    for key in (*FOR_STREAMS, *FOR_DATAGRAMS, "reuse_port", *(each.name for each in fields(Limits))):
+    for key in (*FOR_STREAMS, *FOR_DATAGRAMS, "reuse_port"):
         if key in vars(given):
             option = f"--{key.replace('_', '-')}"
             raise TargetError(f"{given.target!r} is a server with its own limits; leave out {option}")

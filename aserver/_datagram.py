@@ -13,40 +13,29 @@ import errno
 import logging
 import os
 import socket
-import struct
-import sys
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio
 
 from ._addresses import AF_UNIX, peer_text
+from ._ancillary import ANCILLARY_SIZE, Ancillary, ask_for_address, kernel_drops, reply_source, sent_to
 from ._door import Door
 from ._endpoints import BoundSocket
 from ._errors import NO_MEMORY, PEER_GONE, ReplyRefusedError
 from ._readiness import Loop, Task
 
-__all__ = ["Ancillary", "Budget", "Datagram", "DatagramCounters", "DatagramSocket"]
+__all__ = ["Budget", "Datagram", "DatagramCounters", "DatagramSocket"]
 
 logger = logging.getLogger("aserver")
 
-#: What `recvmsg` tells of a packet beside its bytes.
-Ancillary: TypeAlias = list[tuple[int, int, bytes]]
-
 #: Packets that are received in a row before the rest of the program gets its turn: some 100 µs of receiving.
 RECEIVE_BATCH = 64
-#: Room for the ancillary data of one packet: a packet information of either version.
-ANCILLARY_SIZE = socket.CMSG_SPACE(20) if hasattr(socket, "CMSG_SPACE") else 0
+#: Bytes of the receive buffer that even an empty packet takes, and more.
+LEAST_ROOM = 256
 #: Seconds between two tries to answer a Unix peer whose queue is full, where not even a descriptor is left to ask when.
 RETRY = 0.05
-
-#: `socket` has the first only from Python 3.14 on.
-_IP_PKTINFO = {"linux": 8, "darwin": 26}.get(sys.platform)
-_IPV6_PKTINFO = getattr(socket, "IPV6_PKTINFO", None)
-_IPV6_RECVPKTINFO = getattr(socket, "IPV6_RECVPKTINFO", None)
-#: Linux: a socket's counters, of which the ninth tells how many packets it dropped (since 4.12).
-_SO_MEMINFO, _MEMINFO, _MEMINFO_DROPS = 55, struct.Struct("@9I"), 8
 
 
 @dataclass(slots=True)
@@ -147,13 +136,7 @@ class Datagram:
 
         It is one of this machine, a multicast group or a broadcast address.
         """
-        own = self.via.bound.address
-        for level, kind, info in self.ancillary or ():
-            if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-                return (socket.inet_ntop(socket.AF_INET, info[8:12]), own[1])
-            if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO):
-                return (socket.inet_ntop(socket.AF_INET6, info[:16]), own[1])
-        return own
+        return sent_to(self.ancillary or [], self.via.bound.address)
 
     # What a server does with requests of any kind; a packet has no input that could end.
 
@@ -199,12 +182,13 @@ class DatagramSocket(Door):
         self._sock = bound.sock
         self.sendto = bound.sock.sendto
         self._watch = loop.watch(bound.sock, _nothing_to_read)
-        self._turn = anyio.Lock()
         self.waiting = 0
-        self._dropped_before = _kernel_drops(self._sock) or 0
+        self._turn = anyio.Lock()
+        self._queues: dict[Any, _Queue] = {}
+        self._dropped_before = kernel_drops(self._sock) or 0
         self._dropped: int | None = None
         # One byte more than is let in tells what is too large from what just fits, and costs nothing.
-        self._tells_address = _ask_for_address(self._sock)
+        self._tells_address = ask_for_address(self._sock)
         self._receive: Callable[..., tuple[Any, ...]] = self._sock.recvfrom
         self._room: tuple[int, ...] = (max_size + 1,)
         if self._tells_address:
@@ -252,9 +236,10 @@ class DatagramSocket(Door):
         self._backoff.reset()
         return self.admitting  # a handler that never waits may have suspended the server
 
-    def take_waiting(self, most: int) -> None:
-        """Receive what waits now, in a row, but not much more than *most* packets."""
-        until = self.counters.received + most
+    def take_waiting(self) -> None:
+        """Receive what waits now, in a row, but not much more than can wait: in a flood there would be no end."""
+        room = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) if self.admitting else 0
+        until = self.counters.received + room // LEAST_ROOM
         while self.admitting and self._failure is None and self.counters.received < until:
             before = self.counters.received
             self._take_batch()
@@ -279,7 +264,7 @@ class DatagramSocket(Door):
     @property
     def dropped_by_kernel(self) -> int | None:
         """Packets that the kernel dropped since the server was opened; None where it does not tell."""
-        if self._sock.fileno() >= 0 and (now := _kernel_drops(self._sock)) is not None:
+        if self._sock.fileno() >= 0 and (now := kernel_drops(self._sock)) is not None:
             self._dropped = (now - self._dropped_before) % 2**32  # the counter has 32 bits
         return self._dropped
 
@@ -293,25 +278,31 @@ class DatagramSocket(Door):
         _ = self.dropped_by_kernel  # for who asks later
         self._watch.close()
         self.bound.close()
+        for queue in self._queues.values():
+            if queue.probe is not None:
+                anyio.notify_closing(queue.probe)
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
     async def send(self, data: bytes | bytearray | memoryview, address: Any, source: Ancillary | None = None) -> None:
         """Send one packet to *address*; from the address and interface that *source* names. See `Datagram.reply`."""
-        # Who waits for room goes first; on a Unix socket it is one peer's queue that is full, and nobody waits for it.
-        if not self.waiting and self._take(data, address, source):
-            return
-        if self._sock.family == AF_UNIX:
-            while not self._take(data, address, source):
-                await self._wait_for_unix_peer(address)
-            return
+        # Who waits goes first; on a Unix socket, who waits for the same peer.
+        unix = self._sock.family == AF_UNIX
+        if (queue := self._queues.get(address if unix else None)) is None:
+            if self._take(data, address, source):
+                return
+            queue = self._queues[address if unix else None] = _Queue()
+        queue.length += 1
         self.waiting += 1
         try:
-            async with self._turn:
+            async with queue.turn:
                 while not self._take(data, address, source):
-                    await self._watch.wait_writable()
+                    await (self._room_at(queue, address) if unix else self._watch.wait_writable())
         finally:
             self.waiting -= 1
+            queue.length -= 1
+            if not queue.length:
+                del self._queues[address if unix else None]
 
     def _take(self, data: bytes | bytearray | memoryview, address: Any, source: Ancillary | None) -> bool:
         """Give one packet to the kernel; whether it has taken it. Raises what `Datagram.reply` does."""
@@ -341,72 +332,38 @@ class DatagramSocket(Door):
             return ValueError(f"{address!r} cannot be sent to: {exc}")
         return anyio.BrokenResourceError(f"nothing can be sent to {peer_text(address)}: {exc.strerror}")
 
-    async def _wait_for_unix_peer(self, address: Any) -> None:
-        """Wait until our own buffer and the peer's queue, which has room for a few packets only, may take one more."""
+    async def _room_at(self, queue: _Queue, address: Any) -> None:
+        """Wait until our own buffer and the queue of a Unix peer, which holds a few packets only, may take one more."""
         async with self._turn:
             await self._watch.wait_writable()
         try:
-            probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            queue.probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         except OSError:  # no descriptor is left
             await anyio.sleep(RETRY)
             return
-        with probe:
-            probe.setblocking(False)
-            if probe.connect_ex(address) == 0:  # connected, and only so, it is not writable while the peer is not
-                await anyio.wait_writable(probe)
+        with queue.probe:
+            queue.probe.setblocking(False)
+            try:
+                if (
+                    queue.probe.connect_ex(address) == 0
+                ):  # connected, and only so, it is not writable while the peer is not
+                    await anyio.wait_writable(queue.probe)
+            except anyio.ClosedResourceError:  # the server was closed: the next try says so
+                pass
+            finally:
+                queue.probe = None
+
+
+class _Queue:
+    """Those who wait to send to one address, one after the other."""
+
+    __slots__ = ("length", "probe", "turn")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.turn = anyio.Lock()
+        self.probe: socket.socket | None = None
 
 
 def _nothing_to_read() -> bool:
     return False
-
-
-def _ask_for_address(sock: socket.socket) -> bool:
-    """Have the kernel tell to which address packets were sent, where there are several; whether it does."""
-    if sock.family == AF_UNIX or not hasattr(sock, "recvmsg") or sock.getsockname()[0] not in ("0.0.0.0", "::"):
-        return False
-    try:
-        if sock.family == socket.AF_INET6 and _IPV6_RECVPKTINFO is not None:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-        elif sock.family == socket.AF_INET and _IP_PKTINFO is not None:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        else:
-            return False
-    except OSError:  # replies go out from the address that the route prefers, then
-        return False
-    return True
-
-
-def reply_source(received: Ancillary) -> Ancillary | None:
-    """Return what makes a packet leave from the address that the one with *received* was sent to."""
-    for level, kind, info in received:
-        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-            # The second of the three is the machine's own address, also if the packet was sent to a group.
-            return [(level, kind, bytes(4) + info[4:8] + bytes(4))]
-        if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO):
-            to_group, link_local = info[0] == 0xFF, info[0] == 0xFE and info[1] & 0xC0 == 0x80
-            interface = info[16:20] if to_group or link_local else bytes(4)
-            return [(level, kind, (bytes(16) if to_group else info[:16]) + interface)]
-    return None
-
-
-def interface_source(family: int, index: int) -> Ancillary:
-    """Return what makes a packet leave through the interface with number *index*.
-
-    Raises:
-        ValueError: the platform cannot.
-    """
-    if family == socket.AF_INET6 and _IPV6_PKTINFO is not None:
-        return [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, struct.pack("@16sI", bytes(16), index))]
-    if family == socket.AF_INET and _IP_PKTINFO is not None:
-        return [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("@I4s4s", index, bytes(4), bytes(4)))]
-    raise ValueError(f"an interface cannot be chosen on {os.name}; leave it out")
-
-
-def _kernel_drops(sock: socket.socket) -> int | None:
-    if sys.platform != "linux" or sock.family == AF_UNIX:  # a Unix socket drops nothing: its senders wait
-        return 0 if sock.family == AF_UNIX else None
-    try:
-        found = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-    except OSError:  # an older kernel, or closed
-        return None
-    return int(_MEMINFO.unpack(found)[_MEMINFO_DROPS]) if len(found) == _MEMINFO.size else None

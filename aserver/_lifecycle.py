@@ -352,12 +352,13 @@ class BaseServer(ABC, Generic[RequestT]):
             self._registry.lost += 1
             logger.debug("%s: the request of %s ended: %s", self.name, peer_text(request.peer), printable(failure))
         else:
-            self._registry.failed += 1
             try:
                 if (waiting := self.handle_error(request, request.peer)) is not None:
                     await waiting
             except BaseException as hook_exc:  # noqa: BLE001 - the boundary's own boundary
                 self._hook_raised(request, hook_exc)
+            finally:  # not before: for the hook the request is open
+                self._registry.failed += 1
         if cancelled is not None:
             raise cancelled
 

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from ._addresses import Address, Endpoint, InetEndpoint, SocketEndpoint, UnixEndpoint, parse
-from ._datagram import Budget, Datagram, DatagramCounters, DatagramSocket, interface_source
+from ._ancillary import interface_source
+from ._datagram import Budget, Datagram, DatagramCounters, DatagramSocket
 from ._door import Door
 from ._endpoints import BindOptions
 from ._handlers import Handler, adapt
@@ -267,7 +268,7 @@ class DatagramServer(BaseServer[Any]):
     def _last_call(self) -> None:
         if self._left is not None:
             for each in self._sockets:
-                each.take_waiting(self.limits.max_in_flight)
+                each.take_waiting()
 
     async def send_to(self, data: bytes | bytearray | memoryview, address: Any) -> None:
         """Send *data*, as one packet, to *address*, whether or not anything came from there.
@@ -300,9 +301,13 @@ class DatagramServer(BaseServer[Any]):
         except OSError:
             raise ValueError(f"{address!r} has no IP address as host; look the name up first: anyio.getaddrinfo()")
         via = self._socket_for(family)
+        if via is None and family == socket.AF_INET and (via := self._socket_for(socket.AF_INET6)) is not None:
+            host = f"::ffff:{host}"  # a socket of both families that was handed in; another one refuses that
+            if via.bound.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+                via = None
         if via is None:
             raise ValueError(f"{address!r} cannot be sent to: {self} has no socket of that family")
-        source = interface_source(family, interface_index(interface)) if interface else None
+        source = interface_source(via.bound.sock.family, interface_index(interface)) if interface else None
         await via.send(data, (host, *address[1:]), source)
 
     def _socket_for(self, family: int) -> DatagramSocket | None:

@@ -18,7 +18,8 @@ import anyio.lowlevel
 from anyio.abc import SocketAttribute, UnreliableObjectStream
 
 from ._addresses import peer_text
-from ._datagram import Ancillary, Budget, Datagram, DatagramSocket, reply_source
+from ._ancillary import Ancillary, reply_source
+from ._datagram import Budget, Datagram, DatagramSocket
 from ._limits import Sessions
 
 __all__ = ["Session", "SessionCounters", "SessionTable"]

@@ -21,7 +21,7 @@ TIERS = [
     {"_tasks"},
     {"_readiness"},
     {"_tls", "_limits", "_timeouts", "_proxy", "_buffer", "_addresses", "_endpoints", "_multicast"},
-    {"_outbox", "_door"},
+    {"_outbox", "_door", "_ancillary"},
     {"_stream", "_datagram", "_listener"},
     {"_session"},
     {"_registry", "_handlers"},
