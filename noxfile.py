@@ -98,7 +98,7 @@ def conformance(session: nox.Session) -> None:
     """Run other projects' checks: trio's and anyio's on our streams, CPython's on compat (see ASERVER_EXAM)."""
     session.install("-e", ".", *TEST)
     if any((ROOT / "tests" / "conformance").glob("test_*.py")):
-        session.run("python", "-m", "pytest", "tests/conformance")
+        session.run("python", "-m", "pytest", "tests/conformance", env={"ASERVER_SUITES": "all"})
     else:
         session.warn("skipped: tests/conformance holds no tests")
 
@@ -124,7 +124,8 @@ def conformance(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run every example against a scripted client; arguments go to pytest."""
     session.install("-e", ".", *TEST)
-    session.run("python", "-m", "pytest", "tests/test_examples.py", "tests/test_examples_datagram.py", *session.posargs)
+    files = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "tests").glob("test_examples*.py"))
+    session.run("python", "-m", "pytest", *files, *session.posargs)
 
 
 @nox.session(default=False)
