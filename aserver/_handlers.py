@@ -234,7 +234,7 @@ def _from_class(cls: type, server: object, kind: str) -> Callable[[Any], Awaitab
     if not inspect.iscoroutinefunction(getattr(cls, "handle")):  # noqa: B009 - a plain attribute would not type-check
         raise TypeError(
             f"{cls.__qualname__}.handle() is not async, so that it would stop the event loop; make it 'async def "
-            "handle', or serve the class with the socketserver classes it was written for"
+            f"handle', or have it run in threads: compat.hosted({cls.__qualname__})"
         )
     for base, its_kind in _FOR.items():
         if issubclass(cls, base) and kind != its_kind:

@@ -224,7 +224,7 @@ class SessionTable:
         """End the input of each session whose peer is silent for too long, until cancelled."""
         idle = self._limits.idle_timeout
         while idle is not None:
-            if not self._sessions:
+            while not self._sessions:  # who rang may have ended again by the time that we are awake
                 self._first = anyio.Event()
                 await self._first.wait()
             key, session = next(iter(self._sessions.items()))

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -43,6 +43,19 @@ class PeerCredentials(NamedTuple):
     gid: int
 
 
+class Heir(Protocol):
+    """Who has taken a stream's socket, and hears in its place that the server is stopping; see `Stream.detach`."""
+
+    def begin_draining(self) -> None:
+        """The server is stopping."""
+
+    def end_input(self) -> None:
+        """The server has been patient enough: whatever waits for input should see its end."""
+
+    def abort(self) -> None:
+        """The handler has outlived its cancellation: whatever uses the socket should fail."""
+
+
 class Stream(ByteStream):
     """A connection: bytes in order, in both directions.
 
@@ -67,6 +80,7 @@ class Stream(ByteStream):
         "_eof",
         "_failure",
         "_fresh",
+        "_heir",
         "_limits",
         "_loop",
         "_outbox",
@@ -88,6 +102,7 @@ class Stream(ByteStream):
         self._limits = limits
         self._watch = loop.watch(sock, self._fill)
         self._closed = False
+        self._heir: Heir | None = None
         self._failure: BaseException | None = None
         # Receiving
         self._buffer = ReceiveBuffer()
@@ -454,6 +469,8 @@ class Stream(ByteStream):
 
     def abort(self) -> None:
         """Close at once with a reset: the peer sees an error, and unsent bytes are thrown away."""
+        if self._heir is not None:
+            self._heir.abort()
         if self._closed:
             return
         try:
@@ -463,8 +480,11 @@ class Stream(ByteStream):
         self._leave_socket()
         self._sock.close()
 
-    def detach(self) -> socket.socket:
+    def detach(self, heir: Heir | None = None) -> socket.socket:
         """Give the socket away: non-blocking, open, no longer watched; this stream is closed afterwards.
+
+        Args:
+            heir: its methods are called, in the event loop, when the server stops and would have called ours.
 
         Who takes it closes it. The connection counts as open until its handler returns.
 
@@ -483,6 +503,7 @@ class Stream(ByteStream):
         if self._buffer.size or self.unsent:
             raise BufferedDataError(self._buffer.size, self.unsent)
         self._leave_socket()
+        self._heir = heir
         return self._sock
 
     def _leave_socket(self) -> None:
@@ -512,6 +533,8 @@ class Stream(ByteStream):
     def begin_draining(self) -> None:
         """Set `draining`, and end the input of a connection that is between two requests."""
         self.draining = True
+        if self._heir is not None:
+            self._heir.begin_draining()
         self._watch.pause()
         if self._receiving and not self._closed:
             self._look()  # what the peer sent before this moment is still served
@@ -520,7 +543,10 @@ class Stream(ByteStream):
     def end_input(self) -> None:
         """End the input of a connection that waits with nothing half-received, also if a request may be half-way."""
         self._asked = False
-        self.begin_draining()
+        if self._heir is not None:
+            self._heir.end_input()
+        else:
+            self.begin_draining()
 
     def _end_if_idle(self) -> None:
         if not self._asked and not self._buffer.size:

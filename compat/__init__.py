@@ -1,6 +1,7 @@
 """The classic `socketserver` API: `from compat import socketserver`, or `import compat as socketserver`.
 
 Beside it are the servers of `compat.executors`, by their names: `from compat import ThreadPoolTCPServer`.
+`compat.hosted` makes a handler for the servers of `aserver` of a legacy handler class.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .executors import ThreadPoolUDPServer as ThreadPoolUDPServer
     from .executors import ThreadPoolUnixDatagramServer as ThreadPoolUnixDatagramServer
     from .executors import ThreadPoolUnixStreamServer as ThreadPoolUnixStreamServer
+    from .hosting import hosted as hosted
 
 __all__ = []
 __all__ += socketserver.__all__
@@ -38,7 +40,7 @@ _PRIVATE = ("_NoThreads", "_ServerSelector", "_SocketWriter", "_Threads", "__ver
 
 
 def __getattr__(name: str) -> Any:
-    """The servers of `executors`, imported when one of them is asked for; and the module's private names."""
+    """The servers of `executors` and hosted(), imported when asked for; and the module's private names."""
     if name in _PRIVATE:
         return getattr(socketserver, name)
     if name.startswith(_BY_EXECUTOR) and name.endswith(("MixIn", "Server")):
@@ -46,6 +48,10 @@ def __getattr__(name: str) -> Any:
 
         if name in executors.__all__:
             return getattr(executors, name)
+    if name == "hosted":
+        from .hosting import hosted
+
+        return hosted
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -60,6 +60,8 @@ else:
 #: What serving waits with; programs put another class in its place.
 _ServerSelector: Any = DefaultSelector
 
+#: What marks the code of an `async def`: inspect.CO_COROUTINE, without inspect.
+_CO_COROUTINE = 0x80
 #: Since 3.14, and in the last patch releases of 3.13, the option is kept from Unix sockets: newer kernels refuse it.
 _REUSE_PORT_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -76,6 +78,7 @@ class BaseServer(_stdlib.BaseServer):
         accept_errors: how often get_request() raised an OSError, which ends that request and nothing else.
     """
 
+    RequestHandlerClass: Any
     timeout: float | None = None
     accept_errors = 0
     _bells: tuple[Bell, ...] = ()
@@ -234,16 +237,20 @@ class BaseServer(_stdlib.BaseServer):
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve the request here and close it; mixins do so elsewhere."""
+        """Serve the request here and close it; mixins do so elsewhere, and async handlers are served by their loop."""
+        if _is_async(self.RequestHandlerClass):
+            _hand_over(self, request, client_address)
+            return
         self.finish_request(request, client_address)
         self.shutdown_request(request)
 
     def server_close(self) -> None:
         """Close what the server listens on; for subclasses."""
+        _leave_loop(self)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Call the handler class, whose constructor does it all."""
-        self.RequestHandlerClass(request, client_address, self)  # type: ignore[arg-type]  # the class of any server
+        self.RequestHandlerClass(request, client_address, self)
 
     def shutdown_request(self, request: Any) -> None:
         """End a request that was served or refused."""
@@ -321,9 +328,10 @@ class TCPServer(BaseServer, _stdlib.TCPServer):
         self.socket.listen(self.request_queue_size)
 
     def server_close(self) -> None:
-        """Close the socket; a second time does nothing."""
+        """Close the socket; a second time does nothing. Async handlers are told to end, and waited for or cancelled."""
         self.socket.close()
         self._ring()
+        _leave_loop(self)
 
     def fileno(self) -> int:
         """The descriptor of the socket, -1 when it is closed."""
@@ -408,6 +416,10 @@ class ThreadingMixIn(_stdlib.ThreadingMixIn):
         Raises:
             RuntimeError: the system has none to give. The caller refuses that client, and serves on.
         """
+        handler_class: Any = self.RequestHandlerClass  # type: ignore[attr-defined]  # as below
+        if _is_async(handler_class) and getattr(self.process_request_thread, "__func__", None) in _OURS:
+            _hand_over(self, request, client_address)
+            return
         if self.block_on_close and "_threads" not in vars(self):
             self._threads = _Threads()
         thread = threading.Thread(
@@ -425,6 +437,7 @@ class ThreadingMixIn(_stdlib.ThreadingMixIn):
     def server_close(self) -> None:
         """Close the server, then wait for the threads, if they are to be waited for."""
         _next(ThreadingMixIn, _stdlib.ThreadingMixIn, self).server_close()
+        _leave_loop(self)  # also where the next one is the original's
         self._threads.join()
 
     def _worker_shakes_hands(self) -> bool:
@@ -569,8 +582,25 @@ if hasattr(socket, "AF_UNIX"):
             """A process for each datagram."""
 
 
-class BaseRequestHandler(_stdlib.BaseRequestHandler):
+if TYPE_CHECKING:
+    # The original's methods return None, and its files never wait: a checker would refuse `async def handle` for it.
+    _BaseHandler = object
+    _StreamHandler = object
+    _DatagramHandler = object
+else:
+    _BaseHandler = _stdlib.BaseRequestHandler
+    _StreamHandler = _stdlib.StreamRequestHandler
+    _DatagramHandler = _stdlib.DatagramRequestHandler
+
+
+class BaseRequestHandler(_BaseHandler):
     """One request: the constructor calls setup(), handle() and finish(), in which subclasses do their work.
+
+    With `async def handle` in a subclass the request is a task on an event loop, in a thread that is started when the
+    first such request comes; server_close() waits for it, or cancels it. `request` is an `aserver.Stream` then if it is
+    a connection; setup() and finish() may be async, too, those inherited are plain. finish_request(), handle_error(),
+    shutdown_request() and close_request() are called in that thread, with the socket as ever, and must not block it. A
+    constructor called elsewhere, by an executor, a forked child or a hook of the program's own, waits for its handler.
 
     Args:
         request: what get_request() returned: a connection, or a datagram with the server's socket.
@@ -585,27 +615,31 @@ class BaseRequestHandler(_stdlib.BaseRequestHandler):
         self.request = request
         self.client_address = client_address
         self.server = server
+        if _is_async(type(self)):
+            _begin(self)
+            return
         self.setup()
         try:
             self.handle()
         finally:
             self.finish()
 
-    def setup(self) -> None:
+    def setup(self) -> Any:
         """Called before handle(); for subclasses."""
 
-    def handle(self) -> None:
+    def handle(self) -> Any:
         """Serve the request; for subclasses."""
 
-    def finish(self) -> None:
+    def finish(self) -> Any:
         """Called after handle(); for subclasses."""
 
 
-class StreamRequestHandler(BaseRequestHandler, _stdlib.StreamRequestHandler):
+class StreamRequestHandler(BaseRequestHandler, _StreamHandler):
     """A connection with two files on it.
 
     Attributes:
-        rfile, wfile: binary files to read from and to write to.
+        rfile, wfile: binary files to read from and to write to; in an async handler `aserver.StreamReader` and
+            `aserver.StreamWriter`, for which the sizes mean nothing, and `timeout` must be None.
         rbufsize, wbufsize: bytes of their buffers; -1 for the default, 0 for none.
         timeout: seconds that reading and writing may wait; None: as long as they take.
         disable_nagle_algorithm: whether small writes go out at once (TCP_NODELAY).
@@ -615,9 +649,15 @@ class StreamRequestHandler(BaseRequestHandler, _stdlib.StreamRequestHandler):
     wbufsize: ClassVar[int] = 0
     timeout: ClassVar[float | None] = None
     disable_nagle_algorithm: ClassVar[bool] = False
+    connection: Any
+    rfile: Any
+    wfile: Any
 
-    def setup(self) -> None:
+    def setup(self) -> Any:
         """Make the files."""
+        if _is_async(type(self)):
+            _set_up_stream(self)
+            return
         self.connection = self.request
         if self.timeout is not None:
             self.connection.settimeout(self.timeout)
@@ -629,8 +669,10 @@ class StreamRequestHandler(BaseRequestHandler, _stdlib.StreamRequestHandler):
         else:
             self.wfile = self.connection.makefile("wb", self.wbufsize)
 
-    def finish(self) -> None:
+    def finish(self) -> Any:
         """Send what is buffered, and close the files."""
+        if _is_async(type(self)):  # nothing is, and they are closed with the connection
+            return
         if not self.wfile.closed:
             try:
                 self.wfile.flush()
@@ -659,7 +701,7 @@ class _SocketWriter(io.BufferedIOBase):
         return self._sock.fileno()  # type: ignore[no-any-return]  # a socket, or what stands for it in a test
 
 
-class DatagramRequestHandler(BaseRequestHandler, _stdlib.DatagramRequestHandler):
+class DatagramRequestHandler(BaseRequestHandler, _DatagramHandler):
     """A datagram to be read from one file, and its answer, to be written to another and sent when the handler ends.
 
     Attributes:
@@ -667,16 +709,72 @@ class DatagramRequestHandler(BaseRequestHandler, _stdlib.DatagramRequestHandler)
         socket: the server's socket.
     """
 
-    def setup(self) -> None:
+    packet: bytes
+    socket: Any
+    rfile: Any
+    wfile: Any
+
+    def setup(self) -> Any:
         """Make the files."""
         self.packet, self.socket = self.request
         self.rfile = io.BytesIO(self.packet)
         self.wfile = io.BytesIO()
 
-    def finish(self) -> None:
+    def finish(self) -> Any:
         """Send the answer, one datagram even if it is empty."""
-        answer = self.wfile.getvalue()  # type: ignore[attr-defined]  # a BytesIO
+        answer = self.wfile.getvalue()
+        if _is_async(type(self)):
+            _send_answer(self, answer)
+            return
         self.socket.sendto(answer, self.client_address)
+
+
+def _is_async(handler_class: Any) -> bool:
+    """Whether the handle() of a class, or of a partial() of one, is `async def`; looked at each time, as all hooks."""
+    if not isinstance(handler_class, type):
+        handler_class = getattr(handler_class, "func", None)
+    code = getattr(getattr(handler_class, "handle", None), "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & _CO_COROUTINE)
+
+
+def _hand_over(server: Any, request: Any, client_address: Any) -> None:
+    """Have a request served by the event loop; see `_asynchronous`, which is imported when there is need of it."""
+    made = server.RequestHandlerClass
+    handler_class = made if isinstance(made, type) else made.func
+    if not issubclass(handler_class, BaseRequestHandler):
+        raise TypeError(
+            f"{handler_class.__qualname__}.handle() is async, and the class is none of compat.socketserver's; derive "
+            "it from one of its handler classes, or serve it with a server of aserver"
+        )
+    from ._asynchronous import hand_over
+
+    hand_over(server, request, client_address, _is_async)
+
+
+def _leave_loop(server: Any) -> None:
+    """On closing: if requests of the server are in the event loop, let them end."""
+    if "_side" in vars(server):
+        from ._asynchronous import leave
+
+        leave(server)
+
+
+def _begin(handler: BaseRequestHandler) -> None:
+    from ._asynchronous import begin
+
+    begin(handler)
+
+
+def _set_up_stream(handler: StreamRequestHandler) -> None:
+    from ._asynchronous import set_up_stream
+
+    set_up_stream(handler)
+
+
+def _send_answer(handler: DatagramRequestHandler, answer: bytes) -> None:
+    from ._asynchronous import send_answer
+
+    send_answer(handler, answer)
 
 
 def _work(server: Any, request: Any, client_address: Any) -> bool:

@@ -162,10 +162,10 @@ NEITHER = "it must be an async function of the stream or a handler class"
         pytest.param(
             PlainHandle, ["PlainHandle.handle() is not async", "make it 'async def handle'"], id="sync-handle"
         ),
-        pytest.param(Legacy, ["Legacy.handle() is not async", "socketserver"], id="socketserver-class"),
+        pytest.param(Legacy, ["Legacy.handle() is not async", "compat.hosted(Legacy)"], id="socketserver-class"),
         pytest.param(
             socketserver.BaseRequestHandler,
-            ["BaseRequestHandler.handle() is not async", "socketserver"],
+            ["BaseRequestHandler.handle() is not async", "compat.hosted("],
             id="socketserver-base",
         ),
         pytest.param(

@@ -8,12 +8,14 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aserver
+import compat
 from aserver._limits import Limits
 
 from .peers import ask_datagram
@@ -30,6 +32,11 @@ def blocks(language: str) -> list[str]:
 def program(containing: str) -> dict[str, Any]:
     """Run the Python block with *containing* in it, as a module that is imported; return its names."""
     (code,) = [block for block in blocks("python") if containing in block]
+    return run_block(code)
+
+
+def run_block(code: str) -> dict[str, Any]:
+    """Run a program as a module that is imported; return its names."""
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
     return names
@@ -57,12 +64,39 @@ def test_test_command_is_what_ci_runs() -> None:
     assert command.removeprefix("exec ") in "\n".join(blocks("sh"))
 
 
-@pytest.mark.parametrize("marker, name", [("class Upper", "Upper"), ("async def upper", "upper")])
+@pytest.mark.parametrize("marker, name", [("class Upper(aserver.", "Upper"), ("async def upper", "upper")])
 def test_upper(marker: str, name: str) -> None:
     """Both forms of the first program answer in upper case."""
     handler = program(marker)[name]
     with aserver.start_in_thread(aserver.TCPServer(("127.0.0.1", 0), handler)) as server:
         assert ask(server.server_address, b"hello\nworld") == b"HELLO\nWORLD"
+
+
+@pytest.mark.parametrize(
+    "marker", ["# was: import socketserver", "    async def handle(self):\n        async for line in self.rfile:"]
+)
+def test_changed_import(marker: str) -> None:
+    """The program with one line changed serves, and so does the one whose handler is async."""
+    (handler,) = [
+        names["Upper"]
+        for code in blocks("python")
+        if marker in code and "from compat" in code and (names := run_block(code))
+    ]
+    with compat.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert ask(server.server_address, b"hello\nworld\n") == b"HELLO\nWORLD\n"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_hosted() -> None:
+    """The legacy handler in a native server answers."""
+    handler = compat.hosted(program("compat.hosted")["Legacy"], wait_for_data=True)
+    with aserver.start_in_thread(aserver.TCPServer(("127.0.0.1", 0), handler)) as server:
+        assert ask(server.server_address, b"hello\n") == b"HELLO\n"
 
 
 def test_program_beside_a_server(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,10 @@
 """Imported by an interpreter that `python -m compat` has started: puts our `socketserver` in place."""
 
+import os
 import sys
-from pathlib import Path
 
 if sys.version_info >= (3, 11):  # noqa: UP036 - an older interpreter may be among the children
-    here = str(Path(__file__).parents[2])
+    here = os.path.abspath(os.path.join(os.path.dirname(__file__), os.pardir, os.pardir))
     sys.path.insert(0, here)  # the program may be elsewhere, and compat not installed
     try:
         from compat._standin import take_place

@@ -80,6 +80,11 @@ def test_a_signal_ends_it_as_ever(tmp_path: Path) -> None:
         ([], 2, "no program given"),
         (["-m"], 2, "-m without the name of a module"),
         (["--wrong", "x.py"], 2, "unknown option '--wrong'"),
+        (["--executor", "x", "x.py"], 2, "unknown executor 'x'; there are inline, threads, thread-pool, processes"),
+        (["--executor"], 2, "--executor without a value"),
+        (["--max-workers", "2", "x.py"], 2, "--max-workers is for --executor thread-pool and processes"),
+        (["--executor", "threads", "--max-workers=2", "x.py"], 2, "--max-workers is for"),
+        (["--executor=processes", "--max-workers=0", "x.py"], 2, "--max-workers is '0'; it takes a number, 1 or more"),
         (["-x"], 2, "unknown option '-x'"),
     ],
 )
@@ -134,6 +139,62 @@ def test_a_sitecustomize_of_the_users_own_runs(tmp_path: Path) -> None:
         ended = program.end()
     assert (ended.status, ended.errors) == (0, "")
     assert ended.output.split()[-3:] == ["custom", "compat.socketserver", str(tmp_path / "sitecustomize.py")]
+
+
+#: Prints where each of three requests was served, and whether a request found the thread-local state of another.
+WHERE = """
+    import os, socket, socketserver, sys, threading
+
+    local = threading.local()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.rfile.readline()
+            here = "same" if threading.current_thread().name == self.server.serving else "other"
+            process = "same" if os.getpid() == self.server.pid else "other"
+            self.wfile.write(f"{process} {here} {hasattr(local, 'seen')}".encode())
+            local.seen = True
+
+    if __name__ == "__main__":
+        with getattr(socketserver, sys.argv[1])(("127.0.0.1", 0), Handler) as server:
+            server.pid, server.serving = os.getpid(), "serving"
+            thread = threading.Thread(target=server.serve_forever, name="serving")
+            thread.start()
+            for _ in range(3):
+                with socket.create_connection(server.server_address) as client:
+                    client.sendall(b"where?\\n")
+                    print(client.makefile().read(), flush=True)
+            server.shutdown()
+            thread.join()
+"""
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "ForkingTCPServer"])
+@pytest.mark.parametrize(
+    "executor, first, later",
+    [
+        (["--executor=inline"], "same same False", "same same True"),
+        (["--executor", "threads"], "same other False", "same other False"),
+        (["--executor", "thread-pool", "--max-workers=1"], "same other False", "same other True"),
+        (["--executor=processes", "--max-workers", "1"], "other other False", "other other True"),
+    ],
+)
+def test_executor_by_name(tmp_path: Path, kind: str, executor: list[str], first: str, later: str) -> None:
+    """Any server of an unchanged program serves in the executor that was asked for, and closes it."""
+    file = write(tmp_path / "where.py", WHERE)
+    with Program(tmp_path, "-m", "compat", *executor, file, kind) as program:
+        ended = program.end()
+    assert (ended.status, ended.errors) == (0, "")
+    assert ended.output.splitlines() == [first, later, later]
+
+
+def test_a_handler_that_processes_cannot_import(tmp_path: Path) -> None:
+    """--executor processes refuses at once a handler that no worker finds, and says what to do."""
+    file = write(tmp_path / "lambda.py", "import socketserver\nsocketserver.TCPServer(('', 0), lambda *_: None)\n")
+    with Program(tmp_path, "-m", "compat", "--executor", "processes", file) as program:
+        ended = program.end()
+    assert ended.status == 1
+    assert "a worker process cannot import it; use a class or function that stands at the top" in ended.errors
 
 
 # --- what stands on socketserver -------------------------------------------------------------------------------------
