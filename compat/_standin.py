@@ -7,7 +7,6 @@ pathlib alone would add a quarter to the memory of a small server, and so to wha
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
@@ -26,7 +25,9 @@ def install() -> None:
 
     Modules that have the other one already, such as http.server, keep it.
     """
-    sys.modules["socketserver"] = importlib.import_module("compat.socketserver")
+    from . import socketserver
+
+    sys.modules["socketserver"] = socketserver
 
 
 def environment(children: bool, executor: str = "") -> dict[str, str]:
@@ -60,12 +61,15 @@ def take_place() -> None:
             os.environ.pop("PYTHONPATH", None)
     install()
     if executor:
-        imposed = importlib.import_module("compat._imposed")
-        imposed.impose(*imposed.read(executor))
+        from . import _imposed
+
+        _imposed.impose(*_imposed.read(executor))
     ours = sys.modules.pop("sitecustomize", None)
-    importlib.invalidate_caches()
+    for finder in sys.meta_path:  # what importlib.invalidate_caches() does
+        if hasattr(finder, "invalidate_caches"):
+            finder.invalidate_caches()
     try:
-        importlib.import_module("sitecustomize")
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - the next one, if there is one
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise
