@@ -58,10 +58,10 @@ _UDP = (
 )
 
 _COMPAT = (
-    Contender("compat-threading", "socketserver_threading"),
-    Contender("compat-forking", "socketserver_forking", forks=True, share=0.1, holds=200),
-    Contender("compat-udp", "socketserver_udp", serves="udp"),
-    Contender("compat-udp-threading", "socketserver_udp_threading", serves="udp"),
+    Contender("compat-threading", "socketserver_threading", ("compat",)),
+    Contender("compat-forking", "socketserver_forking", ("compat",), forks=True, share=0.1, holds=200),
+    Contender("compat-udp", "socketserver_udp", ("compat",), serves="udp"),
+    Contender("compat-udp-threading", "socketserver_udp_threading", ("compat",), serves="udp"),
 )
 _COMPAT_EXECUTORS = (
     ("thread-pool", Contender("compat-thread-pool", "socketserver_threading")),
@@ -96,7 +96,7 @@ CONTENDERS = {
         Contender("socketserver-forking", "socketserver_forking", forks=True, share=0.1, holds=200),
         Contender("trio-serve-tcp", "trio_serve_tcp", (), ("trio",)),
         Contender("anyio-uvloop", "anyio_listener", ("uvloop",), ("anyio", "uvloop")),
-        *(replace(contender, needs=("compat",), runner=("-m", "compat")) for contender in _COMPAT),
+        *(replace(contender, needs=("compat",)) for contender in _COMPAT),
         *(
             replace(contender, needs=("compat",), runner=("-m", "compat", "--executor", executor))
             for executor, contender in _COMPAT_EXECUTORS

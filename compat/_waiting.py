@@ -150,6 +150,11 @@ class Watch:
             self.close()
             raise
 
+    @property
+    def polls(self) -> bool:
+        """Whether it waits with poll() itself, so that nobody watches how often."""
+        return self._poll is not None
+
     def __enter__(self) -> Self:
         return self
 

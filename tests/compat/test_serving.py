@@ -242,3 +242,57 @@ def test_a_descriptor_closed_behind_its_socket_does_not_spin() -> None:
         server.socket.detach()
         original.close()
     assert len(turns) < 10
+
+
+def test_waiting_datagrams_and_hooks() -> None:
+    """Datagrams that wait are served in order, with service_actions() after each, and none after shutdown was asked."""
+    served: list[tuple[str, bytes]] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, sock = self.request
+            served.append(("handled", data))
+            if data == b"19":
+                self.server._BaseServer__shutdown_request = True
+            sock.sendto(data, self.client_address)
+
+    class Server(socketserver.UDPServer):
+        def service_actions(self) -> None:
+            if served and served[-1][0] == "handled":
+                served.append(("actions", served[-1][1]))
+
+    with Server(("127.0.0.1", 0), Handler) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        for number in range(25):
+            client.sendto(b"%d" % number, server.server_address)
+        server.serve_forever(3600)
+        assert [client.recv(99) for _ in range(20)] == [b"%d" % number for number in range(20)]
+    wanted = [(what, b"%d" % number) for number in range(20) for what in ("handled", "actions")]
+    assert served == wanted
+
+
+def test_get_request_is_asked_for_each_datagram() -> None:
+    """A get_request() of the program's own is called for each datagram, however many wait."""
+    asked = []
+
+    class Server(socketserver.UDPServer):
+        def get_request(self) -> Any:
+            asked.append(1)
+            return super().get_request()
+
+        def service_actions(self) -> None:
+            if len(asked) == 5:
+                raise StopServing
+
+    class Handler(socketserver.BaseRequestHandler):
+        pass
+
+    class StopServing(Exception):
+        pass
+
+    with Server(("127.0.0.1", 0), Handler) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        for _ in range(5):
+            client.sendto(b"x", server.server_address)
+        with pytest.raises(StopServing):
+            server.serve_forever(3600)
+    assert len(asked) == 5
