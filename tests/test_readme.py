@@ -157,6 +157,16 @@ def test_argument_tables() -> None:
         assert table == {name: repr(parameters[name].default) for name in ("backend", "loop", "grace")}
 
 
+def test_compat_tables() -> None:
+    """The tables of compat have its defaults."""
+    for name, default in rows("| attribute of `compat` | default | |").items():
+        cls, _, attribute = name.partition(".")
+        assert repr(getattr(getattr(compat, cls), attribute)) == default, name
+    hosted = inspect.signature(compat.hosted).parameters
+    table = rows("| argument of `compat.hosted` | default | |")
+    assert table == {name: repr(each.default) for name, each in hosted.items() if name != "handler_class"}
+
+
 def test_public_names_are_documented() -> None:
     """Each public name is there and says what it is."""
     for name in aserver.__all__:
