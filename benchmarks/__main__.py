@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scenario", nargs="+", action="extend", choices=SCENARIOS, metavar="S", help="default: all")
     run.add_argument("--contender", nargs="+", action="extend", choices=CONTENDERS, metavar="C", help="default: all")
     run.add_argument("--rounds", type=int, metavar="N", help="instead of the scenarios' own number")
-    run.add_argument("--quick", action="store_true", help="smaller and fewer rounds: about four minutes for everything")
+    run.add_argument("--quick", action="store_true", help="smaller and fewer rounds: some minutes for everything")
     run.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures there")
     return parser
 
