@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from compat import socketserver
+
+needs_threads_after_main = pytest.mark.skipif(
+    sys.version_info[:3] in ((3, 12, 0), (3, 12, 1)),
+    reason="this Python starts no thread once the main one has ended (gh-113964)",
+)
 
 #: An interval that no test waits for: what happens in less was not polled.
 NEVER = 3600.0

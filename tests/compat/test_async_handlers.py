@@ -21,7 +21,7 @@ from compat import socketserver
 
 from ..peers import ask, ask_datagram, connect, datagram_client
 from ..programs import Program, write
-from .servers import END_TIMEOUT, Echo, serving
+from .servers import END_TIMEOUT, Echo, needs_threads_after_main, serving
 
 LOOPBACK = ("127.0.0.1", 0)
 LOOP = "compat event loop"
@@ -795,6 +795,7 @@ def test_ctrl_c_while_a_constructor_waits(tmp_path: Path) -> None:
     assert (ended.status, ended.output, ended.errors) == (0, "ended\ninterrupted\n", "")
 
 
+@needs_threads_after_main
 def test_serving_on_when_the_main_thread_has_ended(tmp_path: Path) -> None:
     """A server in a thread that is no daemon serves async handlers also when the main thread has returned before."""
     file = write(

@@ -24,7 +24,7 @@ from compat import _inplace, _pool, executors, socketserver
 
 from ..peers import ask, ask_datagram, connect, talk
 from ..programs import Program, write
-from .servers import END_TIMEOUT, Echo, serving
+from .servers import END_TIMEOUT, Echo, needs_threads_after_main, serving
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -660,6 +660,7 @@ def test_the_end_of_the_program(tmp_path: Path, daemon: bool) -> None:
     assert daemon or sorted(lines) == ["end", "served", "served"]
 
 
+@needs_threads_after_main
 def test_serving_goes_on_when_the_main_thread_has_ended(tmp_path: Path) -> None:
     """A server in a thread that is no daemon serves on after the main thread's end, where executors refuse to."""
     file = write(
