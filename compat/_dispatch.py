@@ -10,7 +10,7 @@ import select
 import threading
 import time
 
-from ._waiting import NAP, POLLIN, Bell
+from ._waiting import NAP, POLLIN, Bell, make_bell
 from .socketserver import _hand_over, _is_async
 
 TYPE_CHECKING = False  # nothing is imported that is not needed: see `_waiting`
@@ -58,7 +58,7 @@ def dispatch(server: Any, executor: Executor, request: Any, client_address: Any)
 def _submit_when_free(server: Any, executor: Executor, request: Any, client_address: Any) -> None:
     bells: tuple[Bell, ...] = getattr(server, "_bells", ())
     serving = next((bell for bell in bells if bell.is_mine), None)
-    bell = serving or _make_bell()
+    bell = serving or make_bell()  # of a handle_request(), or the standard library's loop
     try:
         while not executor.submit(server, request, client_address, over=_is_to_stop(server, executor, serving)):
             fd = executor.fileno()
@@ -97,11 +97,3 @@ def _wait(bell: Bell | None, fd: int) -> None:
         rung = ear in select.select(watched, [], [], NAP)[0]
     if bell is not None and rung:
         bell.silence()
-
-
-def _make_bell() -> Bell | None:
-    """A bell for a handle_request(), or for the standard library's serve_forever(), neither of which has one."""
-    try:
-        return Bell()
-    except OSError:  # no descriptor to be had: naps must do
-        return None

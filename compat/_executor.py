@@ -6,11 +6,10 @@ processes, mixins. `_pool`, `_processes` and `executors` import it; its text for
 
 from __future__ import annotations
 
-import sys
-import threading
 from abc import ABC, abstractmethod
 from contextvars import Context
 
+from ._threads import tell_unraisable
 from .socketserver import _work
 
 TYPE_CHECKING = False  # nothing is imported that is not needed: see `_waiting`
@@ -89,7 +88,7 @@ def perform(server: Any, request: Any, client_address: Any, done: Done | None) -
     try:
         Context().run(serve, server, request, client_address)
     except BaseException:  # noqa: BLE001 - told as it is of a thread of its own, for which this one stands
-        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+        tell_unraisable()
     finally:
         if done is not None:
             done(None)

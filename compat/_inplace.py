@@ -10,8 +10,8 @@ import sys
 import threading
 
 from ._executor import QUEUED_PER_WORKER, Executor, perform, serve
-from ._threads import NoThreads, Threads, start
-from .socketserver import _work
+from ._threads import NoThreads, Threads, start_among
+from .socketserver import _work_and_exit
 
 TYPE_CHECKING = False  # nothing is imported that is not needed: see `_waiting`
 if TYPE_CHECKING:
@@ -65,13 +65,7 @@ class FreshThreads(Executor):
         thread = threading.Thread(
             target=process_request_thread, args=(server, request, client_address, done), daemon=self.daemon
         )
-        self._threads.append(thread)
-        try:
-            start(thread)
-        except BaseException:
-            if isinstance(self._threads, Threads) and thread in self._threads:
-                self._threads.remove(thread)
-            raise
+        start_among(self._threads, thread)
         return True
 
     def close(self, wait: bool) -> None:
@@ -117,12 +111,8 @@ class Forks(Executor):
         if pid:
             self._children[pid] = done
             return True
-        status = 1
-        try:
-            if _work(server, request, client_address):
-                status = 0
-        finally:
-            os._exit(status)
+        _work_and_exit(server, request, client_address)
+        return False  # nobody is here any more
 
     def collect(self) -> None:
         """Forget the children that have ended."""

@@ -10,7 +10,6 @@ Connections are those of an `aserver.StreamServer` without an address: its are t
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from anyio.abc import SocketAttribute, TaskGroup
 import aserver
 
 from . import _loop
+from ._threads import tell_unraisable
 from ._waiting import log
 
 __all__ = ["Job", "Side", "here", "is_connection", "send_now"]
@@ -180,7 +180,7 @@ class Side:
         try:
             self.server.shutdown_request(job.request)
         except Exception:  # noqa: BLE001 - what a hook raises in a worker is told by threading.excepthook
-            _tell()
+            tell_unraisable()
 
     async def _serve_stream(self, stream: aserver.Stream) -> None:
         job = self._jobs.pop(stream.extra(SocketAttribute.raw_socket))
@@ -206,7 +206,7 @@ class Side:
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException:  # noqa: BLE001 - what a worker raises is told by threading.excepthook
-            _tell()
+            tell_unraisable()
 
     async def _attend(self, job: Job) -> None:
         try:
@@ -254,10 +254,6 @@ class Here(threading.local):
 
 
 here = Here()
-
-
-def _tell() -> None:
-    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
 
 def is_connection(request: Any) -> bool:

@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # nothing is imported that is not needed: see `_waiting`
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["NoThreads", "Threads", "start"]
+__all__ = ["NoThreads", "Threads", "start", "start_among", "tell_unraisable"]
 
 #: Threads that may have ended and are still remembered, before the first look for them.
 REAP_FROM = 8
@@ -89,6 +89,22 @@ def start(thread: threading.Thread) -> None:
     if type(started) is threading.Event and _exit_waits():
         thread._started = _Started(started)  # type: ignore[attr-defined]  # the one private name that this rests on
     thread.start()
+
+
+def start_among(threads: Any, thread: threading.Thread) -> None:
+    """Start *thread* as one of *threads*, of which it is none if that fails; see `start`."""
+    threads.append(thread)
+    try:
+        start(thread)
+    except BaseException:
+        if thread in threads:  # not a daemon, and not dropped meanwhile as one that is not alive
+            threads.remove(thread)
+        raise
+
+
+def tell_unraisable() -> None:
+    """Tell of the exception that is being handled as of one that has ended a thread."""
+    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
 
 class _Started:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
-__all__ = ["AcceptTrouble", "Bell", "DefaultSelector", "Watch", "log", "wait_readable"]
+__all__ = ["AcceptTrouble", "Bell", "DefaultSelector", "Watch", "log", "make_bell", "wait_readable"]
 
 #: What serving waits with where nobody has put another selector in place, and the system has no poll() of its own.
 #: Neither knows FD_SETSIZE on Linux: descriptors above 1023 are waited for like any other.
@@ -131,7 +131,7 @@ class Watch:
         self._fd = checked_fileno(server)
         self._fileno = server.fileno
         self._request = [(self._fd, POLLIN)]  # what poll() mostly says
-        self.bell = _make_bell() if selector is DefaultSelector else None
+        self.bell = make_bell() if selector is DefaultSelector else None
         self._dead = -1
         self._poll: Any = None
         self._selector: Any = None
@@ -269,8 +269,9 @@ def checked_fileno(server: Any) -> int:
     return fd
 
 
-def _make_bell() -> Bell | None:
+def make_bell() -> Bell | None:
+    """A bell for the calling thread; None if no descriptor is to be had, and it has to look from time to time."""
     try:
         return Bell()
-    except OSError:  # no descriptor to be had: shutdown() is then noticed at the next interval
+    except OSError:
         return None

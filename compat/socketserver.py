@@ -22,7 +22,7 @@ import time
 from . import _handshake
 from ._threads import NoThreads as _NoThreads
 from ._threads import Threads as _Threads
-from ._threads import start as _start_thread
+from ._threads import start_among as _start_among
 from ._waiting import OUT_OF_RESOURCES, OUT_OF_SERVICE, AcceptTrouble, Bell, DefaultSelector, Watch, log, wait_readable
 
 TYPE_CHECKING = False  # nothing is imported that is not needed: see `_waiting`
@@ -460,14 +460,7 @@ class ThreadingMixIn(_stdlib.ThreadingMixIn):
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
         )
-        threads = self._threads
-        threads.append(thread)
-        try:
-            _start_thread(thread)
-        except BaseException:
-            if thread in threads:  # not a daemon, and not dropped meanwhile as one that is not alive
-                threads.remove(thread)
-            raise
+        _start_among(self._threads, thread)
 
     def server_close(self) -> None:
         """Close the server, then wait for the threads, if they are to be waited for."""
@@ -544,12 +537,7 @@ if hasattr(os, "fork"):
                 self.active_children.add(pid)
                 self.close_request(request)  # type: ignore[attr-defined]  # of the server that this is mixed into
                 return
-            status = 1
-            try:
-                if _work(self, request, client_address):
-                    status = 0
-            finally:
-                os._exit(status)
+            _work_and_exit(self, request, client_address)
 
         def server_close(self) -> None:
             """Close the server, then wait for the children, if they are to be waited for."""
@@ -829,6 +817,16 @@ def _work(server: Any, request: Any, client_address: Any) -> bool:
         return False
     finally:
         server.shutdown_request(request)
+
+
+def _work_and_exit(server: Any, request: Any, client_address: Any) -> None:
+    """The same as all that a forked child does: its status is 0 if that went well, otherwise 1."""
+    status = 1
+    try:
+        if _work(server, request, client_address):
+            status = 0
+    finally:
+        os._exit(status)
 
 
 def _next(mixin: type, stands_for: type, server: Any) -> Any:

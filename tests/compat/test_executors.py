@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import compat
-from compat import _inplace, _pool, executors, socketserver
+from compat import _pool, _threads, executors, socketserver
 
 from ..peers import ask, ask_datagram, connect, talk
 from ..programs import Program, write
@@ -514,7 +514,7 @@ def test_a_refused_fresh_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     executor = executors.FreshThreads()
-    monkeypatch.setattr(_inplace, "start", refuse)
+    monkeypatch.setattr(_threads, "start", refuse)
     with pytest.raises(RuntimeError):
         executor.submit(Requests(), None, None)
     executor.close(wait=True)

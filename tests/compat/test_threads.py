@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from compat import socketserver
+from compat import _threads, socketserver
 from compat._threads import Threads, start
 
 from ..peers import ask, connect
@@ -120,7 +120,7 @@ def test_a_refused_thread_refuses_one_client(
             def refuse(thread: threading.Thread) -> None:
                 raise RuntimeError("can't start new thread")
 
-            patch.setattr(socketserver, "_start_thread", refuse)
+            patch.setattr(_threads, "start", refuse)
             with connect(server.server_address) as client:
                 assert client.read_until_eof() == b""
         assert ask(server.server_address, b"2\n") == b"2\n"
