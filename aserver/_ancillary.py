@@ -84,6 +84,7 @@ def interface_source(family: int, index: int) -> Ancillary:
 
 
 def kernel_drops(sock: socket.socket) -> int | None:
+    """Return how many packets the kernel has dropped for *sock*; None where it does not tell."""
     if sys.platform != "linux" or sock.family == AF_UNIX:  # a Unix socket drops nothing: its senders wait
         return 0 if sock.family == AF_UNIX else None
     try:

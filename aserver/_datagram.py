@@ -288,10 +288,11 @@ class DatagramSocket(Door):
         """Send one packet to *address*; from the address and interface that *source* names. See `Datagram.reply`."""
         # Who waits goes first; on a Unix socket, who waits for the same peer.
         unix = self._sock.family == AF_UNIX
-        if (queue := self._queues.get(address if unix else None)) is None:
+        key = address if unix else None
+        if (queue := self._queues.get(key)) is None:
             if self._take(data, address, source):
                 return
-            queue = self._queues[address if unix else None] = _Queue()
+            queue = self._queues[key] = _Queue()
         queue.length += 1
         self.waiting += 1
         try:
@@ -302,7 +303,7 @@ class DatagramSocket(Door):
             self.waiting -= 1
             queue.length -= 1
             if not queue.length:
-                del self._queues[address if unix else None]
+                del self._queues[key]
 
     def _take(self, data: bytes | bytearray | memoryview, address: Any, source: Ancillary | None) -> bool:
         """Give one packet to the kernel; whether it has taken it. Raises what `Datagram.reply` does."""
@@ -344,9 +345,8 @@ class DatagramSocket(Door):
         with queue.probe:
             queue.probe.setblocking(False)
             try:
-                if (
-                    queue.probe.connect_ex(address) == 0
-                ):  # connected, and only so, it is not writable while the peer is not
+                # Connected, and only so, it is not writable while the peer takes nothing.
+                if queue.probe.connect_ex(address) == 0:
                     await anyio.wait_writable(queue.probe)
             except anyio.ClosedResourceError:  # the server was closed: the next try says so
                 pass

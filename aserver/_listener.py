@@ -22,7 +22,7 @@ from ._errors import NO_DESCRIPTOR, NO_MEMORY, PEER_GONE
 from ._limits import Gate
 from ._readiness import Loop
 
-__all__ = ["AcceptCounters", "Listener"]
+__all__ = ["AcceptCounters", "Listener", "let_in"]
 
 logger = logging.getLogger("aserver")
 
@@ -103,26 +103,12 @@ class Listener(Door):
                     return False
                 continue
             self._backoff.reset()
-            self._counters.accepted += 1
-            if self._gate.enter(address):
-                self._hand_over(sock, address)
-            else:
-                self._counters.refused_per_peer += 1
-                sock.close()
+            let_in(sock, address, self._gate, self._counters, self._on_connection, self.bound.endpoint)
             if time.monotonic() > until:
                 break
         else:
             self._grow_batch(ACCEPT_BATCH)
         return True
-
-    def _hand_over(self, sock: socket.socket, address: Any) -> None:
-        try:
-            sock.setblocking(False)
-            self._on_connection(sock, address)
-        except Exception:  # out of memory, most likely: this client's bad luck, not the server's end
-            sock.close()
-            self._gate.leave(address)
-            logger.exception("%s: a connection could not be started", self.bound.endpoint)
 
     def _accept_failed(self, exc: OSError) -> bool:
         """Decide what a failed accept means; whether to try the next at once."""
@@ -156,6 +142,31 @@ class Listener(Door):
         self._reserve = _open_reserve()
         self._counters.shed += shed
         return shed
+
+
+def let_in(
+    sock: socket.socket,
+    address: Any,
+    gate: Gate,
+    counters: AcceptCounters,
+    on_connection: Callable[[socket.socket, Any], None],
+    where: str,
+) -> bool:
+    """Hand an accepted connection over with a permit, or close it; whether it was handed over."""
+    counters.accepted += 1
+    if not gate.enter(address):
+        counters.refused_per_peer += 1
+        sock.close()
+        return False
+    try:
+        sock.setblocking(False)
+        on_connection(sock, address)
+    except Exception:  # out of memory, most likely: this client's bad luck, not the server's end
+        sock.close()
+        gate.leave(address)
+        logger.exception("%s: a connection could not be started", where)
+        return False
+    return True
 
 
 def _open_reserve() -> int:

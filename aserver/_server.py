@@ -20,7 +20,7 @@ from ._endpoints import BindOptions
 from ._handlers import Handler, adapt
 from ._lifecycle import BaseServer, check
 from ._limits import Gate, Limits, Sessions, connection_capacity
-from ._listener import AcceptCounters, Listener
+from ._listener import AcceptCounters, Listener, let_in
 from ._multicast import Group, interface_index, parse_groups
 from ._readiness import Task
 from ._registry import DatagramStatistics, Statistics
@@ -140,14 +140,11 @@ class StreamServer(BaseServer[Stream]):
         """
         self._check_open()
         check("sock", sock, not hasattr(sock, "do_handshake"), "a plain socket")
-        if not self._gate.open or not self._gate.enter(address):
+        if not self._gate.open:
             self._counters.shed += 1
             sock.close()
             return False
-        self._counters.accepted += 1
-        sock.setblocking(False)
-        self._begin(sock, address)
-        return True
+        return let_in(sock, address, self._gate, self._counters, self._begin, self.name)
 
     def _begin(self, sock: socket.socket, address: Any) -> None:
         stream = Stream(sock, address, self._loop, self.limits)
@@ -205,9 +202,8 @@ class DatagramServer(BaseServer[Any]):
 
     A datagram that does not fit (see `Limits.max_in_flight`) is dropped and counted, as is what the kernel drops:
     `statistics` accounts for each of them. The hooks `verify_request` and `handle_error` are there to be overridden, as
-    plain or as async methods; otherwise it is used as a `StreamServer` is. On Python 3.12 and later, on asyncio and
-    uvloop, a handler begins before the server turns to the next datagram; elsewhere, and where it waits, they take
-    turns as tasks do.
+    plain or as async methods; otherwise it is used as a `StreamServer` is. On asyncio and uvloop a handler mostly
+    begins before the server turns to the next datagram; on trio, and where it waits, they take turns as tasks do.
 
     Source: the stdlib's documentation of `socketserver`, "Server Objects".
     """

@@ -131,7 +131,7 @@ async def test_flood_at_a_slow_handler_adds_up() -> None:
             for round in range(1, 21):
                 for _ in range(50):
                     peer.send(b"x")
-                await until(lambda expected=50 * round: server.statistics().received == expected)  # type: ignore[misc]
+                await until(lambda expected=50 * round: server.statistics().received == expected)  # type: ignore[misc]  # a default binds it
                 assert server.statistics().open <= 10
                 totals(server)
             await server.wait_empty()
@@ -348,7 +348,7 @@ async def test_cancelled_serve_forever() -> None:
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(server.serve_forever)
                     peer.send(b"one")
-                    await until(lambda gate=gate: gate.inside)  # type: ignore[misc]
+                    await until(lambda gate=gate: gate.inside)  # type: ignore[misc]  # a default binds it
                     tasks.cancel_scope.cancel()
                 peer.send(b"two")
                 await turns()

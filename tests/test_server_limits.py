@@ -300,3 +300,52 @@ async def test_who_gets_a_place_in_time_is_not_closed() -> None:
             assert await served(waiting)
         await server.wait_empty()
         assert totals(server) == {"accepted": 2, "completed": 2}
+
+
+# --- connections from elsewhere --------------------------------------------------------------------------------------
+
+
+async def test_added_connections() -> None:
+    """A connection that was accepted elsewhere is served, counted and bounded like the server's own."""
+    limits = aserver.Limits(max_connections=1)
+    async with aserver.StreamServer(None, upper, limits=limits) as server:
+        assert server.server_address is None
+        assert server.endpoints == ()
+        ours, theirs = socket.socketpair()
+        with Client(theirs) as client:
+            assert server.add_connection(ours, "")
+            assert await served(client)
+            extra, closed = socket.socketpair()
+            with Client(closed) as refused:
+                assert not server.add_connection(extra, "")
+                assert await in_thread(refused.recv) == b""
+            assert totals(server) == {"accepted": 1, "open": 1, "shed": 1}
+        await server.wait_empty()
+        assert totals(server) == {"accepted": 1, "completed": 1, "shed": 1}
+
+
+async def test_added_connections_of_one_peer() -> None:
+    """One that is too many from its peer is closed, and counted as that."""
+    limits = aserver.Limits(max_connections_per_peer=1)
+    async with aserver.StreamServer(None, upper, limits=limits) as server:
+        ours, kept = socket.socketpair()
+        extra, refused = socket.socketpair()
+        with kept, refused:
+            assert server.add_connection(ours, ("192.0.2.1", 5))
+            assert not server.add_connection(extra, ("192.0.2.1", 6))
+            assert await in_thread(refused.recv, 1) == b""
+            assert totals(server)["refused_per_peer"] == 1
+        await server.wait_empty()
+
+
+async def test_adding_to_a_server_that_is_not_open_or_stops() -> None:
+    """Before it is open a server takes no connection and says so; one that is suspended closes it."""
+    server = aserver.StreamServer(None, upper)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(aserver.ServerStateError, match="is not open"):
+            server.add_connection(ours, "")
+        async with server:
+            server.suspend()
+            assert not server.add_connection(ours, "")
+        assert ours.fileno() < 0
